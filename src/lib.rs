@@ -1,0 +1,1 @@
+//! spiffe-entra: JWT-SVIDs in, Microsoft Entra access tokens out, over a Unix socket.

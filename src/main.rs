@@ -1,0 +1,3 @@
+//! The `spiffe-entra` program.
+
+fn main() {}
