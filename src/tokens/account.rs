@@ -255,6 +255,7 @@ impl Account {
         }
         self.keeping.store(false, Ordering::Release);
         self.keeper.forget_denial();
+        self.keeper.drop_current();
         true
     }
 

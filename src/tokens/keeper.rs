@@ -146,6 +146,16 @@ impl Keeper {
         state.error = None;
     }
 
+    /// Drops the one at hand; what is known of the last fetch stays.
+    pub(super) fn drop_current(&self) {
+        self.state().current = None;
+    }
+
+    /// Whether a fetch has ended, however.
+    pub(super) fn has_fetched(&self) -> bool {
+        self.state().finished > 0
+    }
+
     /// Forgets for how long we have been denied: nothing is held that this would concern.
     pub(super) fn forget_denial(&self) {
         self.state().denied_since = None;

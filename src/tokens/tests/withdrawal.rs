@@ -152,3 +152,23 @@ async fn stopping_answers_those_who_wait() {
     world.tokens.stop().await;
     assert_eq!(waiting.await.unwrap().unwrap_err().code, "stopping");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_identity_nobody_asked_for_is_probed_without_exchanges() {
+    let world = World::new();
+    world.spire_fails(Some(AssertionErrorKind::Denied));
+    world.account.probe().await;
+    let snapshot = world.account.snapshot();
+    assert_eq!(snapshot.assertion_error.unwrap().code, "svid-denied");
+    world.spire_fails(None);
+    sleep(SEC * 2).await;
+    world.account.probe().await;
+    let snapshot = world.account.snapshot();
+    assert!(snapshot.assertion_error.is_none() && snapshot.assertion_expires_in.is_none());
+    world.account.probe().await;
+    assert_eq!(
+        (world.fetches(), world.exchanges()),
+        (2, 0),
+        "known to be well: not asked again"
+    );
+}
