@@ -184,13 +184,31 @@ impl Account {
     /// when the caller does not wait for its end.
     pub async fn assertion(self: &Arc<Self>) -> Result<Arc<Assertion>, AssertionError> {
         let account = Arc::clone(self);
-        let fetch = self
-            .shared
-            .tasks
-            .spawn(async move { account.keeper.get(&account.trust.assertion).await });
+        let fetch = self.shared.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = account.stop.cancelled() => Err(worker::stopping_assertion()),
+                fetched = account.keeper.get(&account.trust.assertion) => fetched,
+            }
+        });
+        // The task is not aborted, so this is a panic in the source.
         fetch
             .await
-            .unwrap_or_else(|_| Err(worker::stopping_assertion()))
+            .unwrap_or_else(|_panic| Err(worker::stopping_assertion()))
+    }
+
+    /// Learns whether there is a JWT-SVID for an account that nobody has asked yet, so that
+    /// `status` knows. Keeps none: nothing would renew it.
+    pub async fn probe(self: &Arc<Self>) {
+        let in_use = !self.entries().is_empty();
+        if in_use || (self.keeper.error().is_none() && self.keeper.has_fetched()) {
+            return;
+        }
+        // The keeper has noted the outcome.
+        let _outcome = self.assertion().await;
+        if self.entries().is_empty() {
+            self.keeper.drop_current();
+        }
     }
 
     /// The state, for status and metrics.
