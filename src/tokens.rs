@@ -10,13 +10,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, watch::Sender};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::limits::Throttles;
 pub use self::{
-    account::{Account, TokenWatch},
+    account::Account,
     snapshot::{Snapshot, TokenSnapshot},
+    watch::TokenWatch,
 };
 use crate::{
     assertion::AssertionSource,
@@ -29,11 +30,14 @@ use crate::{
 };
 
 mod account;
+mod attempt;
+mod consent;
 mod entry;
 mod keeper;
 mod limits;
 mod schedule;
 mod snapshot;
+mod watch;
 mod worker;
 
 #[cfg(test)]
@@ -58,7 +62,7 @@ pub(crate) struct Shared {
     /// Exchanges in flight: a start-up with ten thousand keys is spread by it.
     flights: Semaphore,
     /// The limits in force, and when they came into force (start or reload).
-    rules: watch::Sender<Rules>,
+    rules: Sender<Rules>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -127,7 +131,7 @@ impl Tokens {
             jitter,
             throttles: Throttles::default(),
             flights: Semaphore::new(EXCHANGES_IN_FLIGHT),
-            rules: watch::Sender::new(Rules { limits, since }),
+            rules: Sender::new(Rules { limits, since }),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CachedToken, FIRST_TOKEN_WAIT, Served, Shared, Snapshot,
+    FIRST_TOKEN_WAIT, Served, Shared, Snapshot, TokenWatch, consent,
     entry::{Entry, Failure, Verdict},
     keeper::Keeper,
     limits::Allowance,
@@ -47,19 +47,6 @@ struct Keys {
     /// By claims challenge as well.
     challenged: HashMap<(Scope, Box<str>), Arc<Entry>>,
     closed: bool,
-}
-
-/// Follows one token through its renewals.
-pub struct TokenWatch {
-    account: Arc<Account>,
-    scope: Scope,
-    /// The key that is kept alive by being followed, once there was a token.
-    following: Option<Following>,
-}
-
-struct Following {
-    entry: Arc<Entry>,
-    last: Arc<CachedToken>,
 }
 
 impl Account {
@@ -147,11 +134,7 @@ impl Account {
 
     /// Follows a token: the present one first, then each new one.
     pub fn watch(self: &Arc<Self>, scope: &Scope) -> TokenWatch {
-        TokenWatch {
-            account: Arc::clone(self),
-            scope: scope.clone(),
-            following: None,
-        }
+        TokenWatch::new(Arc::clone(self), scope.clone())
     }
 
     /// Drops this account's tokens and JWT-SVID and fetches new ones; returns how many tokens.
@@ -244,7 +227,7 @@ impl Account {
         let tasks = &self.shared.tasks;
         tasks.spawn(worker::renew(Arc::clone(self), Arc::clone(&entry)));
         if !self.keeping.swap(true, Ordering::AcqRel) {
-            tasks.spawn(worker::keep(Arc::clone(self)));
+            tasks.spawn(consent::keep(Arc::clone(self)));
         }
         Ok(entry)
     }
@@ -368,83 +351,14 @@ impl Account {
             .collect()
     }
 
+    pub(super) fn plain_entry(&self, scope: &Scope) -> Option<Arc<Entry>> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.plain.get(scope).map(Arc::clone)
+    }
+
     fn plain_entries(&self) -> Vec<Arc<Entry>> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.plain.values().map(Arc::clone).collect()
-    }
-}
-
-impl TokenWatch {
-    /// The next token; an error when the token is gone and none takes its place, which ends what
-    /// the watch is for.
-    pub async fn next(&mut self) -> Result<Served, Report> {
-        let last = match &self.following {
-            Some(following) => match following.successor(&self.account).await {
-                Ok(served) => return Ok(self.follow(served)),
-                // The key was dropped or its token withdrawn: the answer is that of a new request.
-                Err(()) => Some(Arc::clone(&following.last)),
-            },
-            None => None,
-        };
-        self.following = None;
-        let served = self.account.token(&self.scope, None).await?;
-        if last.is_some_and(|last| Arc::ptr_eq(&last, &served.token)) {
-            return Err(worker::closed());
-        }
-        Ok(self.follow(served))
-    }
-
-    fn follow(&mut self, served: Served) -> Served {
-        if self.following.is_none() {
-            let entry = {
-                let keys = self
-                    .account
-                    .keys
-                    .read()
-                    .unwrap_or_else(PoisonError::into_inner);
-                keys.plain.get(&self.scope).map(Arc::clone)
-            };
-            self.following = entry.map(|entry| {
-                entry.begin_following();
-                Following {
-                    entry,
-                    last: Arc::clone(&served.token),
-                }
-            });
-        } else if let Some(following) = &mut self.following {
-            following.last = Arc::clone(&served.token);
-        }
-        served
-    }
-}
-
-impl Following {
-    /// The token after the last one; an error when the key is gone or has no token.
-    async fn successor(&self, account: &Account) -> Result<Served, ()> {
-        let mut changes = self.entry.state.subscribe();
-        loop {
-            changes.mark_unchanged();
-            {
-                let now = account.shared.clock.now();
-                let state = self.entry.state.borrow();
-                match &state.token {
-                    _ if state.closed => return Err(()),
-                    Some(token) if !Arc::ptr_eq(token, &self.last) => {
-                        return Served::new(token, now).ok_or(());
-                    }
-                    None if !state.trying => return Err(()),
-                    _ => {}
-                }
-            }
-            // The sender lives in the entry that we hold.
-            let _changed = changes.changed().await;
-        }
-    }
-}
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        self.entry.end_following();
     }
 }
 
@@ -463,14 +377,6 @@ impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Account")
             .field("trust", &self.trust)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for TokenWatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenWatch")
-            .field("scope", &self.scope)
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! The tasks behind an account: one that renews each key's token, one that renews the JWT-SVID.
+//! The task behind a key: when to try, and what to make of the outcome.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -10,13 +10,13 @@ use tokio::{select, time::sleep};
 use super::{
     CachedToken, Shared,
     account::Account,
+    attempt::{AttemptError, attempt},
     entry::{Entry, Failure},
     schedule,
 };
 use crate::{
-    assertion::{Assertion, AssertionError, AssertionErrorKind},
-    exchange::{Class, ExchangeError, ExchangeRequest, IssuedToken},
-    metrics::Exchanged,
+    assertion::{AssertionError, AssertionErrorKind},
+    exchange::{Class, IssuedToken},
     report::Report,
     time::Moment,
 };
@@ -71,14 +71,6 @@ struct Streak {
     failures: u32,
     /// Since when Entra has said that the credential is not there.
     unmatched_since: Option<Moment>,
-}
-
-/// Why an attempt failed.
-enum AttemptError {
-    Assertion(AssertionError),
-    Exchange(ExchangeError),
-    /// Our own limit, or Entra's wish to be left alone: nothing was asked.
-    Held(Report, Duration),
 }
 
 /// Sleeps until the key's planned time. In slices, because the timer does not see a suspended
@@ -140,70 +132,6 @@ fn decide(account: &Account, entry: &Entry, wake: Wake) -> Next {
             Next::Try
         }
     }
-}
-
-/// One attempt: a JWT-SVID, then an exchange; and once more with a newer JWT-SVID if Entra says that
-/// this one is outside its time range.
-async fn attempt(account: &Account, entry: &Entry) -> Result<(IssuedToken, Moment), AttemptError> {
-    let spec = &account.trust.assertion;
-    let assertion = account
-        .keeper()
-        .get(spec)
-        .await
-        .map_err(AttemptError::Assertion)?;
-    match post(account, entry, &assertion).await {
-        Err(AttemptError::Exchange(error)) if error.stale_assertion => {
-            let fresh = account
-                .keeper()
-                .fetch(spec)
-                .await
-                .map_err(AttemptError::Assertion)?;
-            // The agent hands out the same SVID until its half-life: sending it again is pointless.
-            if fresh.expires_at == assertion.expires_at && fresh.key_id == assertion.key_id {
-                return Err(AttemptError::Exchange(error));
-            }
-            tracing::debug!(scope = %entry.scope, "exchanging a newer JWT-SVID after AADSTS700024");
-            post(account, entry, &fresh).await
-        }
-        other => other,
-    }
-}
-
-async fn post(
-    account: &Account,
-    entry: &Entry,
-    assertion: &Assertion,
-) -> Result<(IssuedToken, Moment), AttemptError> {
-    let shared = &account.shared;
-    let target = &account.trust.target;
-    let _flight = shared.flights.acquire().await;
-    let now = shared.clock.now();
-    if let Some(left) = shared.throttles.remaining(target, now) {
-        return Err(AttemptError::Held(throttled(), left));
-    }
-    let per_minute = shared.limits().exchanges_per_minute;
-    if let Err(wait) = account.allowance.take(per_minute, now) {
-        return Err(AttemptError::Held(too_many_exchanges(per_minute), wait));
-    }
-    let request = ExchangeRequest {
-        target,
-        scope: &entry.scope,
-        claims: entry.claims.as_deref(),
-        assertion,
-    };
-    let result = shared.exchange.exchange(request).await;
-    let (class, code) = match &result {
-        Ok(_) => ("ok", "ok".into()),
-        Err(error) => (error.class.as_str(), error.report.code.clone()),
-    };
-    let labels = Exchanged {
-        class: class.into(),
-        code: code.into_owned(),
-    };
-    shared.metrics.exchanges.get_or_create(&labels).inc();
-    result
-        .map(|issued| (issued, now))
-        .map_err(AttemptError::Exchange)
 }
 
 /// Writes the outcome of an attempt into the key's state and plans the next.
@@ -361,105 +289,12 @@ fn is_spreading(
     recently(since_rules) || last_success.is_some_and(recently) || (holds_token && recently(began))
 }
 
-/// Keeps the account's JWT-SVID fresh while there are keys, and withdraws their tokens when SPIRE
-/// has denied it for too long.
-pub(super) async fn keep(account: Arc<Account>) {
-    let shared = &account.shared;
-    let mut failures = 0;
-    let mut signer = None;
-    loop {
-        let wait = match account.keeper().due_in() {
-            Some(due) if failures == 0 => due,
-            // The keys fetch first; there is nothing to keep yet.
-            None if failures == 0 && account.keeper().denied_for().is_none() => FIRST_LOOK,
-            _ => schedule::backoff(failures.max(1), None, (shared.jitter)()).min(KEEP_RETRY),
-        };
-        // Not beyond the moment at which tokens are to be withdrawn; and in slices, so that a
-        // suspended machine is noticed.
-        let limit = shared.limits().revoke_after;
-        let left = account
-            .keeper()
-            .denied_for()
-            .and_then(|denied| limit.checked_sub(denied));
-        let wait = wait.min(SLICE).min(left.unwrap_or(SLICE));
-        select! {
-            biased;
-            () = account.stop.cancelled() => return,
-            () = sleep(wait) => {}
-        }
-        if account.entries().is_empty() && account.stop_keeping() {
-            return;
-        }
-        if account.keeper().due_in().is_some_and(|due| !due.is_zero()) {
-            failures = 0;
-        } else {
-            let fetched = select! {
-                biased;
-                () = account.stop.cancelled() => return,
-                fetched = account.keeper().fetch(&account.trust.assertion) => fetched,
-            };
-            match fetched {
-                Ok(_) if account.keeper().error().is_none() => failures = 0,
-                Ok(_) | Err(_) => failures = failures.saturating_add(1),
-            }
-        }
-        watch_consent(&account);
-        let current = account.keeper().signer();
-        if current.is_some() && current != signer {
-            if signer.is_some() {
-                account.forgive();
-            }
-            signer = current;
-        }
-    }
-}
-
-/// Withdraws tokens that SPIRE no longer consents to, and ends a withdrawal that it lifted.
-fn watch_consent(account: &Account) {
-    let limit = account.shared.limits().revoke_after;
-    match account.keeper().denied_for() {
-        Some(time) if time >= limit => {
-            if account.revoked().is_none()
-                && let Some(error) = account.keeper().error()
-            {
-                account.revoke(&error.report);
-            }
-        }
-        Some(_) => {}
-        None => {
-            let by_spire = account.revoked().is_some_and(|report| report.retryable);
-            if by_spire && account.keeper().signer().is_some() {
-                account.restore();
-                account.forgive();
-            }
-        }
-    }
-}
-
 fn plan(entry: &Entry, at: Moment) {
     // Not a change that a reader waits for.
     entry.state.send_if_modified(|state| {
         state.next = Some(at);
         false
     });
-}
-
-fn throttled() -> Report {
-    Report::transient(
-        "entra-throttled",
-        "Entra asked to be left alone",
-        "Entra answered 429 for this tenant and client; nothing is sent until it may be",
-        "wait; if this lasts, ask for fewer tokens or spread them over more applications",
-    )
-}
-
-fn too_many_exchanges(per_minute: u32) -> Report {
-    Report::transient(
-        "limit-exchanges",
-        "too many exchanges",
-        format!("this identity has made {per_minute} exchanges within a minute"),
-        "find out who asks for so many different tokens, or raise limits.exchanges_per_minute",
-    )
 }
 
 /// The answer to those who wait when an account is closed.
@@ -483,10 +318,6 @@ pub(super) fn stopping_assertion() -> AssertionError {
 /// How long a key without a token is kept, and how often one that needs nothing is looked at.
 const IDLE_KEY: Duration = Duration::from_secs(60);
 /// The longest sleep in one piece.
-const SLICE: Duration = Duration::from_secs(60);
-/// How soon the JWT-SVID's task first looks at what the keys have fetched.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// How often at least SPIRE is asked again after it did not give a JWT-SVID.
-const KEEP_RETRY: Duration = Duration::from_secs(30);
+pub(super) const SLICE: Duration = Duration::from_secs(60);
 /// A registration entry reaches the agent in about five seconds.
 const ENTRY_ARRIVES: Duration = Duration::from_secs(5);
