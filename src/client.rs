@@ -113,7 +113,7 @@ impl Client {
         if status.is_success() {
             Ok(body)
         } else {
-            Err(ClientError::Refused(Problem::read(status, &body)))
+            Err(ClientError::Refused(Problem::read(status, &body).into()))
         }
     }
 
@@ -163,7 +163,7 @@ pub enum ClientError {
     },
     /// The daemon says no.
     #[error("{0}")]
-    Refused(Problem),
+    Refused(Box<Problem>),
 }
 
 impl ClientError {
@@ -325,7 +325,9 @@ fn target(path: &str, query: &[(&str, &str)]) -> String {
     }
     let query = form_urlencoded::Serializer::new(String::new())
         .extend_pairs(query)
-        .finish();
+        .finish()
+        // The daemon reads URIs (RFC 3986), where a plus is a plus. One of ours is `%2B` already.
+        .replace('+', "%20");
     format!("{path}?{query}")
 }
 
@@ -366,12 +368,12 @@ mod tests {
     async fn a_query_is_encoded_and_the_body_returned() {
         let (_dir, client, asked) = daemon("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
         let body = client
-            .get("/v1/token", &[("resource", "https://a/?b&c d")])
+            .get("/v1/token", &[("resource", "https://a/?b&c d+")])
             .await
             .unwrap();
         assert_eq!(body, "{}");
         let asked = asked.await.unwrap();
-        let line = "GET /v1/token?resource=https%3A%2F%2Fa%2F%3Fb%26c+d HTTP/1.1\r\n";
+        let line = "GET /v1/token?resource=https%3A%2F%2Fa%2F%3Fb%26c%20d%2B HTTP/1.1\r\n";
         assert!(asked.starts_with(line), "{asked}");
     }
 
