@@ -122,7 +122,10 @@ fn part<T: DeserializeOwned>(encoded: &str, name: &str) -> Result<T, AssertionEr
 
 fn check_header_names(encoded: &str) -> Result<(), AssertionError> {
     let names: std::collections::BTreeMap<String, IgnoredAny> = part(encoded, "header")?;
-    match names.keys().find(|n| !["alg", "kid", "typ"].contains(&n.as_str())) {
+    match names
+        .keys()
+        .find(|n| !["alg", "kid", "typ"].contains(&n.as_str()))
+    {
         None => Ok(()),
         Some(name) => Err(unusable(
             "svid-header",
@@ -142,7 +145,10 @@ fn check_algorithm(alg: Option<String>) -> Result<String, AssertionError> {
     Err(unusable(
         "svid-algorithm",
         "The JWT-SVID is signed with an algorithm that Entra does not take",
-        format!("it is signed with {}, and Entra's documented algorithm is {ALGORITHM}", quoted(&alg)),
+        format!(
+            "it is signed with {}, and Entra's documented algorithm is {ALGORITHM}",
+            quoted(&alg)
+        ),
         "set `jwt_key_type = \"rsa-2048\"` in the `server` section of SPIRE's server.conf (its default \
          is an EC key) and restart the server; it signs with RS256 once it uses a new JWT key \
          (`spire-server localauthority jwt prepare` and `activate`, or the next rotation)",
@@ -179,7 +185,10 @@ fn check_subject(sub: Option<&str>, spec: &AssertionSpec) -> Result<(), Assertio
     if sub == Some(wanted) {
         return Ok(());
     }
-    let found = sub.map_or_else(|| "no `sub`".to_owned(), |s| format!("the `sub` {}", quoted(s)));
+    let found = sub.map_or_else(
+        || "no `sub`".to_owned(),
+        |s| format!("the `sub` {}", quoted(s)),
+    );
     Err(unusable(
         "svid-subject",
         "The JWT-SVID is another workload's",
@@ -261,7 +270,9 @@ fn issuer_fault(iss: &str) -> Option<&'static str> {
     if iss.len() > CREDENTIAL_FIELD_LIMIT {
         return Some("is longer than the 600 characters that a credential's issuer holds");
     }
-    let host = iss.strip_prefix("https://").map(|rest| rest.split('/').next());
+    let host = iss
+        .strip_prefix("https://")
+        .map(|rest| rest.split('/').next());
     match host {
         Some(Some(host)) if !host.is_empty() => None,
         _ => Some("is no https:// URL, and Entra fetches the keys from there"),
@@ -291,7 +302,11 @@ fn check_times(claims: &Claims, now: i64) -> Result<i64, AssertionError> {
             return Err(transient(
                 "svid-clock",
                 "The JWT-SVID comes from the future: a clock is wrong",
-                format!("its `{name}` is {}, and it is {} here", rfc3339(at), rfc3339(now)),
+                format!(
+                    "its `{name}` is {}, and it is {} here",
+                    rfc3339(at),
+                    rfc3339(now)
+                ),
                 "set the clock of this machine and of the SPIRE server (NTP): one of them is wrong by \
                  more than five minutes",
             ));
@@ -305,7 +320,11 @@ fn check_times(claims: &Claims, now: i64) -> Result<i64, AssertionError> {
     Err(transient(
         "svid-expired",
         "The JWT-SVID has expired, or nearly so",
-        format!("it {state} at {}, and it is {} here", rfc3339(exp), rfc3339(now)),
+        format!(
+            "it {state} at {}, and it is {} here",
+            rfc3339(exp),
+            rfc3339(now)
+        ),
         "the agent gives what it has when it cannot reach the SPIRE server: look at the server and at \
          the agent's log; compare the clocks of both with this machine's; if the lifetime is short on \
          purpose, raise `default_jwt_svid_ttl` (server.conf) or the entry's -jwtSVIDTTL",
@@ -328,7 +347,10 @@ fn numeric_date<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Er
     if !(0.0..=YEAR_9999).contains(&date) {
         return Err(serde::de::Error::custom("not a date"));
     }
-    #[expect(clippy::cast_possible_truncation, reason = "within the years that were just checked")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "within the years that were just checked"
+    )]
     let seconds = date as i64;
     Ok(Some(seconds))
 }
@@ -441,7 +463,10 @@ mod tests {
         assert_eq!((&*assertion.key_id, &*assertion.algorithm), ("k1", "RS256"));
         assert_eq!(assertion.lifetime().as_secs(), 300);
         assert_eq!(assertion.fetched, now);
-        let any = AssertionSpec { issuer: None, ..spec() };
+        let any = AssertionSpec {
+            issuer: None,
+            ..spec()
+        };
         let other = with(claims(now), "iss", json!("https://other.example"));
         assert!(check(Secret::new(jwt(&header(), &other)), &any, now).is_ok());
     }
@@ -449,9 +474,18 @@ mod tests {
     #[test]
     fn what_is_optional_may_be_absent_and_aud_may_be_a_string() {
         let now = Clock::system().now();
-        assert_eq!(code(&with(header(), "typ", Value::Null), &claims(now), now), "ok");
-        assert_eq!(code(&header(), &with(claims(now), "iat", Value::Null), now), "ok");
-        assert_eq!(code(&header(), &with(claims(now), "aud", json!(AUDIENCE)), now), "ok");
+        assert_eq!(
+            code(&with(header(), "typ", Value::Null), &claims(now), now),
+            "ok"
+        );
+        assert_eq!(
+            code(&header(), &with(claims(now), "iat", Value::Null), now),
+            "ok"
+        );
+        assert_eq!(
+            code(&header(), &with(claims(now), "aud", json!(AUDIENCE)), now),
+            "ok"
+        );
         let nbf = json!(now.unix_seconds() as f64 - 0.5);
         assert_eq!(code(&header(), &with(claims(now), "nbf", nbf), now), "ok");
     }
@@ -461,7 +495,12 @@ mod tests {
         let now = Clock::system().now();
         let at = now.unix_seconds();
         let headers = [
-            ("alg", json!("ES256"), "svid-algorithm", "jwt_key_type = \"rsa-2048\""),
+            (
+                "alg",
+                json!("ES256"),
+                "svid-algorithm",
+                "jwt_key_type = \"rsa-2048\"",
+            ),
             ("alg", json!("none"), "svid-algorithm", "jwt_key_type"),
             ("alg", json!("PS256"), "svid-algorithm", "jwt_key_type"),
             ("alg", json!("RS384"), "svid-algorithm", "jwt_key_type"),
@@ -474,19 +513,64 @@ mod tests {
             ("alg", json!(7), "svid-malformed", "socket"),
         ];
         let claim = [
-            ("sub", json!("spiffe://example.org/Payments"), "svid-subject", "spiffe_id"),
+            (
+                "sub",
+                json!("spiffe://example.org/Payments"),
+                "svid-subject",
+                "spiffe_id",
+            ),
             ("sub", Value::Null, "svid-subject", "spiffe_id"),
             ("aud", json!([]), "svid-audience", "entra.audience"),
-            ("aud", json!([AUDIENCE, "more"]), "svid-audience", "entra.audience"),
-            ("aud", json!("api://azureadtokenexchange"), "svid-audience", "entra.audience"),
+            (
+                "aud",
+                json!([AUDIENCE, "more"]),
+                "svid-audience",
+                "entra.audience",
+            ),
+            (
+                "aud",
+                json!("api://azureadtokenexchange"),
+                "svid-audience",
+                "entra.audience",
+            ),
             ("aud", Value::Null, "svid-audience", "entra.audience"),
-            ("iss", Value::Null, "svid-issuer-missing", "jwt_issuer = \"https://oidc.example.org\""),
+            (
+                "iss",
+                Value::Null,
+                "svid-issuer-missing",
+                "jwt_issuer = \"https://oidc.example.org\"",
+            ),
             ("iss", json!(""), "svid-issuer-missing", "jwt_issuer"),
-            ("iss", json!("https://oidc.example.org/"), "svid-issuer-mismatch", "jwt_issuer"),
-            ("iss", json!(" https://oidc.example.org"), "svid-issuer-invalid", "jwt_issuer"),
-            ("iss", json!("http://oidc.example.org"), "svid-issuer-invalid", "jwt_issuer"),
-            ("iss", json!("https:///x"), "svid-issuer-invalid", "jwt_issuer"),
-            ("iss", json!(format!("https://{}", "a".repeat(600))), "svid-issuer-invalid", "jwt_issuer"),
+            (
+                "iss",
+                json!("https://oidc.example.org/"),
+                "svid-issuer-mismatch",
+                "jwt_issuer",
+            ),
+            (
+                "iss",
+                json!(" https://oidc.example.org"),
+                "svid-issuer-invalid",
+                "jwt_issuer",
+            ),
+            (
+                "iss",
+                json!("http://oidc.example.org"),
+                "svid-issuer-invalid",
+                "jwt_issuer",
+            ),
+            (
+                "iss",
+                json!("https:///x"),
+                "svid-issuer-invalid",
+                "jwt_issuer",
+            ),
+            (
+                "iss",
+                json!(format!("https://{}", "a".repeat(600))),
+                "svid-issuer-invalid",
+                "jwt_issuer",
+            ),
             ("exp", json!(at), "svid-expired", "default_jwt_svid_ttl"),
             ("exp", json!(at + 4), "svid-expired", "-jwtSVIDTTL"),
             ("exp", Value::Null, "svid-malformed", "socket"),
@@ -503,7 +587,11 @@ mod tests {
         for (token, code, fix) in cases {
             let error = check(Secret::new(token), &spec(), now).unwrap_err();
             assert_eq!(error.report.code, code, "{}", error.report.detail);
-            assert!(error.report.fix.contains(fix), "{code}: {}", error.report.fix);
+            assert!(
+                error.report.fix.contains(fix),
+                "{code}: {}",
+                error.report.fix
+            );
             let passes = ["svid-expired", "svid-clock"].contains(&code);
             assert_eq!(error.is_transient(), passes, "{code}");
         }
@@ -519,7 +607,11 @@ mod tests {
         ] {
             let token = jwt(&header(), &with(claims(now), "iss", json!(iss)));
             let error = check(Secret::new(token), &spec(), now).unwrap_err();
-            assert!(error.report.detail.contains(says), "{}", error.report.detail);
+            assert!(
+                error.report.detail.contains(says),
+                "{}",
+                error.report.detail
+            );
         }
     }
 
@@ -541,7 +633,11 @@ mod tests {
             let claims = with(claims(now), "exp", json!(at + left));
             let claims = with(claims, "iat", json!(at + left - lifetime));
             let expected = if taken { "ok" } else { "svid-expired" };
-            assert_eq!(code(&header(), &claims, now), expected, "{left} of {lifetime}");
+            assert_eq!(
+                code(&header(), &claims, now),
+                expected,
+                "{left} of {lifetime}"
+            );
         }
         let no_iat = with(with(claims(now), "iat", Value::Null), "exp", json!(at + 1));
         assert_eq!(code(&header(), &no_iat, now), "ok");
@@ -566,8 +662,14 @@ mod tests {
     #[test]
     fn no_error_shows_the_token_or_lets_a_claim_forge_a_line() {
         let now = Clock::system().now();
-        let token = jwt(&header(), &with(claims(now), "sub", json!("x\nlevel=info \u{1b}[0m")));
-        let shown = format!("{:?}", check(Secret::new(token.clone()), &spec(), now).unwrap_err());
+        let token = jwt(
+            &header(),
+            &with(claims(now), "sub", json!("x\nlevel=info \u{1b}[0m")),
+        );
+        let shown = format!(
+            "{:?}",
+            check(Secret::new(token.clone()), &spec(), now).unwrap_err()
+        );
         for segment in token.split('.') {
             assert!(!shown.contains(segment), "{shown}");
         }

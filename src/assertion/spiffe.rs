@@ -21,11 +21,7 @@ use tonic::transport::{Channel, Endpoint as ChannelEndpoint, Uri};
 
 use super::{Assertion, AssertionError, AssertionErrorKind, AssertionSource, AssertionSpec, Fetch};
 use crate::{
-    assertion::check::check,
-    config::Endpoint,
-    id::SpiffeId,
-    report::Report,
-    secret::Secret,
+    assertion::check::check, config::Endpoint, id::SpiffeId, report::Report, secret::Secret,
     time::Clock,
 };
 
@@ -219,7 +215,10 @@ impl SpiffeSource {
                 "workload-api-bad-answer",
                 "The Workload API's answer breaks the SPIFFE standard",
                 said(&other.to_string()),
-                format!("look at what serves {}: SPIRE's agent answers otherwise", self.place()),
+                format!(
+                    "look at what serves {}: SPIRE's agent answers otherwise",
+                    self.place()
+                ),
             ),
         }
     }
@@ -386,7 +385,9 @@ fn io_error(error: &WorkloadApiError) -> Option<&io::Error> {
 
 /// An agent's message: bounded, on one line.
 fn said(message: &str) -> String {
-    let plain = message.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let plain = message
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c });
     let text: String = plain.take(MESSAGE_LIMIT).collect();
     if text.trim().is_empty() {
         "(no message)".into()

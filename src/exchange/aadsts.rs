@@ -97,7 +97,11 @@ impl Context<'_> {
         while let Some(open) = rest.find('{') {
             filled.push_str(&rest[..open]);
             rest = &rest[open..];
-            match self.places().into_iter().find(|(place, _)| rest.starts_with(place)) {
+            match self
+                .places()
+                .into_iter()
+                .find(|(place, _)| rest.starts_with(place))
+            {
                 Some((place, value)) => {
                     filled.push_str(value);
                     rest = &rest[place.len()..];
@@ -154,7 +158,9 @@ pub fn parse_code(text: &str) -> Option<u32> {
 /// The code that a text of Entra's begins with.
 pub fn leading_code(text: &str) -> Option<u32> {
     let digits = text.trim_start().strip_prefix(PREFIX)?;
-    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    let end = digits
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(digits.len());
     digits[..end].parse().ok()
 }
 
@@ -209,7 +215,11 @@ enum Letter {
 
 fn parse(text: &str) -> Result<Vec<Entry>, String> {
     let table: Table = toml::from_str(text).map_err(|e| e.to_string())?;
-    let mut entries = table.error.into_iter().map(Entry::try_from).collect::<Result<Vec<_>, _>>()?;
+    let mut entries = table
+        .error
+        .into_iter()
+        .map(Entry::try_from)
+        .collect::<Result<Vec<_>, _>>()?;
     entries.sort_by_key(|e| e.code);
     Ok(entries)
 }
@@ -246,8 +256,9 @@ mod tests {
     use super::*;
 
     /// The codes by class, as the documentation of the behaviour has them.
-    const TRANSIENT: [u32; 10] =
-        [50033, 50166, 90006, 90012, 90024, 90033, 90055, 90061, 90090, 501661];
+    const TRANSIENT: [u32; 10] = [
+        50033, 50166, 90006, 90012, 90024, 90033, 90055, 90061, 90090, 501661,
+    ];
     const PROPAGATING: [u32; 6] = [70021, 70025, 700211, 700212, 700213, 7000272];
     const DENIED: [u32; 7] = [50076, 53003, 500341, 700223, 700238, 7000112, 7002381];
     const MISCONFIGURED: [u32; 31] = [
@@ -270,7 +281,9 @@ mod tests {
         let table = entries();
         assert!(table.windows(2).all(|w| w[0].code < w[1].code));
         let of = |class: &str| -> Vec<u32> {
-            (table.iter().filter(|e| e.class.as_str() == class)).map(|e| e.code).collect()
+            (table.iter().filter(|e| e.class.as_str() == class))
+                .map(|e| e.code)
+                .collect()
         };
         assert_eq!(of("transient"), TRANSIENT);
         assert_eq!(of("propagating"), PROPAGATING);
@@ -283,10 +296,19 @@ mod tests {
         for entry in entries() {
             let name = entry.name();
             for text in [&entry.title, &entry.cause, &entry.fix, &entry.source] {
-                assert!(!text.is_empty() && text.trim() == text.as_str(), "{name}: {text:?}");
-                assert!(!text.contains("  ") && !text.contains('\n'), "{name}: {text}");
+                assert!(
+                    !text.is_empty() && text.trim() == text.as_str(),
+                    "{name}: {text:?}"
+                );
+                assert!(
+                    !text.contains("  ") && !text.contains('\n'),
+                    "{name}: {text}"
+                );
             }
-            assert!(!entry.title.ends_with('.') && entry.cause.ends_with('.'), "{name}");
+            assert!(
+                !entry.title.ends_with('.') && entry.cause.ends_with('.'),
+                "{name}"
+            );
             for text in [entry.fix(&Context::GENERAL), entry.cause(&Context::GENERAL)] {
                 assert!(!text.contains(['{', '}']), "{name}: {text}");
             }
@@ -297,7 +319,11 @@ mod tests {
     #[test]
     fn windows_are_ten_minutes_and_an_hour_for_keys() {
         for code in PROPAGATING {
-            let (window, every) = if code == 7000272 { (3600, 60) } else { (600, 5) };
+            let (window, every) = if code == 7000272 {
+                (3600, 60)
+            } else {
+                (600, 5)
+            };
             assert_eq!(
                 lookup(code).unwrap().class,
                 Class::Propagating {
@@ -310,9 +336,15 @@ mod tests {
 
     #[test]
     fn what_revokes_is_denials_and_what_is_gone() {
-        let revokes: Vec<_> = entries().iter().filter(|e| e.revokes).map(|e| e.code).collect();
+        let revokes: Vec<_> = entries()
+            .iter()
+            .filter(|e| e.revokes)
+            .map(|e| e.code)
+            .collect();
         let mut expected = DENIED.to_vec();
-        expected.extend([70021, 70025, 700211, 700212, 700213, 700016, 7002137, 7002138]);
+        expected.extend([
+            70021, 70025, 700211, 700212, 700213, 700016, 7002137, 7002138,
+        ]);
         expected.sort_unstable();
         assert_eq!(revokes, expected);
     }
@@ -321,8 +353,14 @@ mod tests {
     fn fixes_are_filled_in_once() {
         let fix = lookup(700213).unwrap().fix(&CONTEXT);
         assert!(fix.contains("`spiffe://example.org/{tenant}`"), "{fix}");
-        assert!(fix.contains("0f8fad5b-d9cb-469f-a165-70867728950e"), "{fix}");
-        assert_eq!(CONTEXT.fill("{unknown} { {resource"), "{unknown} { {resource");
+        assert!(
+            fix.contains("0f8fad5b-d9cb-469f-a165-70867728950e"),
+            "{fix}"
+        );
+        assert_eq!(
+            CONTEXT.fill("{unknown} { {resource"),
+            "{unknown} { {resource"
+        );
     }
 
     #[test]
