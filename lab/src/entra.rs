@@ -19,7 +19,9 @@ use crate::sync::lock;
 
 mod assertion;
 mod client;
+mod codes;
 mod directory;
+mod discovery;
 mod exchange;
 mod faults;
 mod http;

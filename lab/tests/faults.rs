@@ -360,3 +360,55 @@ async fn record_can_be_left_out() {
     bench.world.entra.clear_record();
     assert!(bench.world.entra.record().is_empty());
 }
+
+#[tokio::test]
+async fn neither_assertions_nor_tokens_are_logged_or_recorded() {
+    #[derive(Clone, Default)]
+    struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(move || writer.clone())
+        .finish();
+    // The test's runtime has one thread, and this is it.
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let bench = Bench::new().await;
+    let assertion = bench.assertion(|_| {});
+    let answer = bench.exchange_with(assertion.clone()).await;
+    answer.is_token();
+    let token = answer.json["access_token"].as_str().unwrap().to_owned();
+    let broken = format!("{assertion}x.");
+    bench
+        .exchange_with(broken)
+        .await
+        .is_refusal(50027, 400, "invalid_request");
+    let url = bench.world.entra.token_endpoint();
+    let form = "application/x-www-form-urlencoded";
+    let raw = bench
+        .http
+        .post(url)
+        .header("content-type", form)
+        .body(assertion.clone());
+    raw.send().await.unwrap();
+
+    let record = format!("{:?}", bench.world.entra.record());
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(
+        log.contains("token request") && log.contains("50027"),
+        "{log}"
+    );
+    for secret in assertion.split('.').chain(token.split('.')) {
+        assert!(!log.contains(secret) && !record.contains(secret));
+    }
+}
