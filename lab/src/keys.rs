@@ -179,7 +179,6 @@ fn new_kid() -> Arc<str> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use jsonwebtoken::DecodingKey;

@@ -148,6 +148,21 @@ async fn error_codes_may_disagree_with_the_text() {
 }
 
 #[tokio::test]
+async fn error_text_may_have_the_old_line_breaks() {
+    let bench = Bench::new().await;
+    bench
+        .world
+        .entra
+        .configure(|settings| settings.old_error_text = true);
+    bench.app.delete();
+    let answer = bench.exchange().await;
+    let text = answer.json["error_description"].as_str().unwrap();
+    let lines: Vec<_> = text.split("\r\n").collect();
+    assert_eq!(lines.len(), 4);
+    assert!(lines[0].starts_with("AADSTS700016: ") && lines[1].starts_with("Trace ID: "));
+}
+
+#[tokio::test]
 async fn faults_of_one_client_leave_the_others_alone() {
     let bench = Bench::new().await;
     let other = bench.world.entra.application("other");

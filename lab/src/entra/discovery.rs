@@ -119,6 +119,13 @@ async fn instance(
 fn get_refusal(shared: &Shared, refusal: &Refusal) -> Response {
     let (trace_id, correlation_id) = (guid::random(), guid::random());
     let now = shared.clock.now();
-    let body = refusal.body(&shared.authority, now, &trace_id, &correlation_id, None);
+    let body = refusal.body(
+        &shared.authority,
+        now,
+        &trace_id,
+        &correlation_id,
+        None,
+        " ",
+    );
     (refusal.status, headers(JSON, &trace_id), body).into_response()
 }

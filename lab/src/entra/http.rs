@@ -117,7 +117,13 @@ impl Turn<'_> {
             authority, clock, ..
         } = self.shared;
         let correlation = &self.exchange.correlation_id;
-        let body = refusal.body(authority, clock.now(), self.trace_id, correlation, codes);
+        let separator = if self.settings.old_error_text {
+            "\r\n"
+        } else {
+            " "
+        };
+        let now = clock.now();
+        let body = refusal.body(authority, now, self.trace_id, correlation, codes, separator);
         let headers = headers(JSON, self.trace_id);
         Answer {
             status: refusal.status,

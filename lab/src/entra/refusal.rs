@@ -56,7 +56,7 @@ impl Refusal {
     }
 
     /// The JSON body. `codes` replaces `error_codes`, which in the field do not always agree with
-    /// the text.
+    /// the text; `separator` is what is between the text and the ids.
     pub(super) fn body(
         &self,
         authority: &str,
@@ -64,12 +64,16 @@ impl Refusal {
         trace: &str,
         correlation: &str,
         codes: Option<&[u32]>,
+        separator: &str,
     ) -> String {
         let timestamp = timestamp(at);
-        let description = format!(
-            "AADSTS{}: {} Trace ID: {trace} Correlation ID: {correlation} Timestamp: {timestamp}",
-            self.code, self.text
-        );
+        let description = [
+            format!("AADSTS{}: {}", self.code, self.text),
+            format!("Trace ID: {trace}"),
+            format!("Correlation ID: {correlation}"),
+            format!("Timestamp: {timestamp}"),
+        ]
+        .join(separator);
         let own = [self.code];
         let body = Body {
             error: self.error,
@@ -151,7 +155,6 @@ fn fill(text: &str, values: &[(&str, &str)]) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use serde_json::Value;
@@ -165,6 +168,7 @@ mod tests {
             "trace",
             "correlation",
             None,
+            " ",
         );
         let json: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(
@@ -184,7 +188,7 @@ mod tests {
 
     #[test]
     fn codes_may_disagree_with_the_text() {
-        let body = Refusal::new(700213, &[]).body("", 0, "", "", Some(&[7000215]));
+        let body = Refusal::new(700213, &[]).body("", 0, "", "", Some(&[7000215]), " ");
         let json: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(json["error_codes"], serde_json::json!([7000215]));
         assert!(
@@ -197,7 +201,7 @@ mod tests {
 
     #[test]
     fn conditional_access_says_which_policy() {
-        let body = Refusal::conditional_access("p1").body("", 0, "", "", None);
+        let body = Refusal::conditional_access("p1").body("", 0, "", "", None, " ");
         let json: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(json["suberror"], "message_only");
         let claims: Value = serde_json::from_str(json["claims"].as_str().unwrap()).unwrap();
