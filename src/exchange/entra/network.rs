@@ -93,7 +93,7 @@ fn tls_fix(error: &reqwest::Error, cause: &str) -> Option<&'static str> {
     let of_tls = |e: &io::Error| {
         e.raw_os_error().is_none()
             && matches!(
-                e.kind(),
+                innermost(e).kind(),
                 io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
             )
     };
@@ -114,4 +114,13 @@ fn tls_fix(error: &reqwest::Error, cause: &str) -> Option<&'static str> {
         "the host does not speak TLS as it should: check `entra.authority` and its port, and whether a \
          proxy or firewall interferes"
     })
+}
+
+/// An [`io::Error`] wrapped in another is no link of the chain: the source of the outer one is that
+/// of the inner one.
+fn innermost(mut error: &io::Error) -> &io::Error {
+    while let Some(inner) = error.get_ref().and_then(|e| e.downcast_ref()) {
+        error = inner;
+    }
+    error
 }
