@@ -12,14 +12,20 @@
 //! `Plan`; `app` wires everything and is the only module that imports everything; `commands`
 //! are the program's subcommands.
 
+pub mod app;
 pub mod assertion;
 pub mod caller;
+pub mod cli;
+pub mod client;
+pub mod commands;
 pub mod config;
 pub mod exchange;
+pub mod harden;
 pub mod id;
 pub mod metrics;
 pub mod policy;
 pub mod report;
 pub mod secret;
+pub mod telemetry;
 pub mod time;
 pub mod tokens;

@@ -1,3 +1,48 @@
-//! The `spiffe-entra` program.
+//! The `spiffe-entra` program: parse, start a runtime, dispatch, answer with an exit code.
 
-fn main() {}
+use std::{io::Write, process::ExitCode};
+
+use clap::Parser;
+use spiffe_entra::{
+    cli::{Cli, Command},
+    commands::{self, Failure},
+    telemetry,
+};
+
+fn main() -> ExitCode {
+    telemetry::catch_panics();
+    let cli = Cli::parse();
+    let outcome = runtime(&cli.command).and_then(|runtime| {
+        let outcome = runtime.block_on(commands::dispatch(cli));
+        // Nothing of value is left on it: a DNS look-up that hangs must not hold the exit up.
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(message) = failure.message() {
+                // Where stderr is closed, the exit code is what is left to say it with.
+                let _ = writeln!(std::io::stderr(), "spiffe-entra: {message}");
+            }
+            failure.exit_code()
+        }
+    }
+}
+
+fn runtime(command: &Command) -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = match command {
+        Command::Run(_) => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            // Tokens come from memory: four workers saturate the socket, and each costs memory.
+            builder.worker_threads(cores.min(4)).max_blocking_threads(8);
+            builder
+        }
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    builder
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("cannot start: {error}")))
+}

@@ -56,4 +56,9 @@ impl Report {
             ..Self::permanent(code, title, detail, fix)
         }
     }
+
+    /// Whether one of the daemon's own limits was met: its code begins with `limit-`.
+    pub fn is_limit(&self) -> bool {
+        self.code.starts_with("limit-")
+    }
 }

@@ -108,6 +108,11 @@ impl Moment {
         self.wall.div_euclid(1000)
     }
 
+    /// Whole seconds since boot, sleep included.
+    pub fn boot_seconds(self) -> i64 {
+        self.boot.div_euclid(1000)
+    }
+
     /// How long ago `earlier` was on the boot-time clock; zero if it is still to come.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.boot - earlier.boot).unwrap_or(0))

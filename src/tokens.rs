@@ -1,35 +1,77 @@
-//! The token cache.
+//! The token cache: one task a live key, a `watch` channel to read it.
+//!
+//! An [`Account`] is everything that rests on one [`Trust`]: its JWT-SVID (`keeper`) and a key for
+//! each resource asked for (`entry`, driven by `worker`). [`Tokens`] holds the accounts. Nothing
+//! crosses from one account to another but Entra's wish to be left alone (`limits`).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+use tokio::sync::{Semaphore, watch::Sender};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::limits::Throttles;
+pub use self::{
+    account::Account,
+    snapshot::{Snapshot, TokenSnapshot},
+    watch::TokenWatch,
+};
 use crate::{
-    assertion::{Assertion, AssertionError, AssertionSource},
+    assertion::AssertionSource,
     config::{Limits, Trust},
     exchange::TokenExchange,
     id::Scope,
     metrics::Metrics,
-    report::Report,
     secret::Secret,
-    time::Clock,
+    time::{Clock, Expiry, Moment},
 };
 
-/// All tokens of the process.
-#[derive(Clone, Debug)]
-pub struct Tokens {}
+mod account;
+mod attempt;
+mod consent;
+mod entry;
+mod keeper;
+mod limits;
+mod schedule;
+mod snapshot;
+mod watch;
+mod worker;
 
-/// The tokens that rest on one [`Trust`], and its JWT-SVID.
-#[derive(Debug)]
-pub struct Account {}
+#[cfg(test)]
+mod tests;
 
-/// A token that is handed out now.
-#[derive(Clone, Debug)]
-pub struct Served {
-    /// The token with what is known of it.
-    pub token: Arc<CachedToken>,
-    /// What it has left, in whole seconds.
-    pub expires_in: u64,
-    /// When it expires, in seconds since the Unix epoch.
-    pub expires_on: i64,
+/// All tokens of the process. Cheap to clone.
+#[derive(Clone)]
+pub struct Tokens {
+    shared: Arc<Shared>,
+    accounts: Arc<Mutex<HashMap<Trust, Arc<Account>>>>,
+}
+
+/// What all accounts use.
+pub(crate) struct Shared {
+    clock: Clock,
+    source: Arc<dyn AssertionSource>,
+    exchange: Arc<dyn TokenExchange>,
+    metrics: Metrics,
+    /// A number in `[0, 1)`; a value, so that tests can do without chance.
+    jitter: fn() -> f64,
+    throttles: Throttles,
+    /// Exchanges in flight: a start-up with ten thousand keys is spread by it.
+    flights: Semaphore,
+    /// The limits in force, and when they came into force (start or reload).
+    rules: Sender<Rules>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// What a reload changes.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    limits: Limits,
+    since: Moment,
 }
 
 /// A token in the cache.
@@ -43,98 +85,120 @@ pub struct CachedToken {
     pub correlation_id: Option<Arc<str>>,
     /// Its `uti` claim.
     pub uti: Option<Arc<str>>,
+    expiry: Expiry,
+    lifetime: Duration,
+    /// Which success of its key it is, from 1.
+    number: u64,
 }
 
-/// The state of an account, for status and metrics.
+/// A token that is handed out now.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
-    /// The tokens held or tried for, sorted by resource.
-    pub tokens: Vec<TokenSnapshot>,
-    /// Seconds the JWT-SVID has left, when there is one.
-    pub assertion_expires_in: Option<u64>,
-    /// Its issuer, when there is one.
-    pub assertion_issuer: Option<String>,
-    /// The last failure to fetch a JWT-SVID, until one is fetched.
-    pub assertion_error: Option<Report>,
-    /// Whether tokens are withdrawn, and why.
-    pub revoked: Option<Report>,
+pub struct Served {
+    /// The token with what is known of it.
+    pub token: Arc<CachedToken>,
+    /// What it has left, in whole seconds; never zero.
+    pub expires_in: u64,
+    /// When it expires, in seconds since the Unix epoch.
+    pub expires_on: i64,
 }
-
-/// The state of one token.
-#[derive(Clone, Debug)]
-pub struct TokenSnapshot {
-    /// The resource.
-    pub resource: String,
-    /// Seconds it has left, when there is one.
-    pub expires_in: Option<u64>,
-    /// Seconds until it is renewed or tried again, when that is planned.
-    pub next_attempt_in: Option<u64>,
-    /// Seconds since the last exchange that worked.
-    pub last_success_ago: Option<u64>,
-    /// The last failure, until the next success.
-    pub error: Option<Report>,
-}
-
-/// Follows one token through its renewals.
-#[derive(Debug)]
-pub struct TokenWatch {}
 
 impl Tokens {
     /// An empty cache.
     pub fn new(
-        _clock: Clock,
-        _source: Arc<dyn AssertionSource>,
-        _exchange: Arc<dyn TokenExchange>,
-        _limits: Limits,
-        _metrics: Metrics,
+        clock: Clock,
+        source: Arc<dyn AssertionSource>,
+        exchange: Arc<dyn TokenExchange>,
+        limits: Limits,
+        metrics: Metrics,
     ) -> Self {
-        todo!()
+        Self::with_jitter(clock, source, exchange, limits, metrics, fastrand::f64)
+    }
+
+    fn with_jitter(
+        clock: Clock,
+        source: Arc<dyn AssertionSource>,
+        exchange: Arc<dyn TokenExchange>,
+        limits: Limits,
+        metrics: Metrics,
+        jitter: fn() -> f64,
+    ) -> Self {
+        let since = clock.now();
+        let shared = Shared {
+            clock,
+            source,
+            exchange,
+            metrics,
+            jitter,
+            throttles: Throttles::default(),
+            flights: Semaphore::new(EXCHANGES_IN_FLIGHT),
+            rules: Sender::new(Rules { limits, since }),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            accounts: Arc::default(),
+        }
     }
 
     /// The account of a trust: the same for equal trusts.
-    pub fn account(&self, _trust: &Trust) -> Arc<Account> {
-        todo!()
+    pub fn account(&self, trust: &Trust) -> Arc<Account> {
+        let mut accounts = self.accounts();
+        if let Some(account) = accounts.get(trust) {
+            return Arc::clone(account);
+        }
+        let account = Arc::new(Account::new(trust.clone(), Arc::clone(&self.shared)));
+        accounts.insert(trust.clone(), Arc::clone(&account));
+        account
+    }
+
+    /// Puts a new configuration in force: accounts that nothing in it rests on are closed, the
+    /// others keep their tokens and forget what Entra refused, since that may be what was mended.
+    pub fn reload(&self, kept: &HashSet<&Trust>, limits: Limits) {
+        self.shared.rules.send_replace(Rules {
+            limits,
+            since: self.shared.clock.now(),
+        });
+        self.accounts().retain(|trust, account| {
+            if kept.contains(trust) {
+                account.forgive();
+                return true;
+            }
+            account.close();
+            false
+        });
+    }
+
+    /// Ends every task; callers that wait get an answer.
+    pub async fn stop(&self) {
+        self.shared.stop.cancel();
+        for account in self.accounts().values() {
+            account.close();
+        }
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    fn accounts(&self) -> MutexGuard<'_, HashMap<Trust, Arc<Account>>> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Account {
-    /// A token from memory that is good enough to hand out, if there is one. The fast path.
-    pub fn ready(&self, _scope: &Scope) -> Option<Served> {
-        todo!()
-    }
-
-    /// A token, exchanged now if need be. `claims` is a decoded claims challenge (JSON).
-    pub async fn token(&self, _scope: &Scope, _claims: Option<&str>) -> Result<Served, Report> {
-        todo!()
-    }
-
-    /// Follows a token: the present one first, then each new one.
-    pub fn watch(self: &Arc<Self>, _scope: &Scope) -> TokenWatch {
-        todo!()
-    }
-
-    /// Drops this account's tokens and JWT-SVID and fetches new ones; returns how many tokens were renewed.
-    pub async fn refresh(&self) -> Result<usize, Report> {
-        todo!()
-    }
-
-    /// The JWT-SVID in use, fetched now if need be: tells whether SPIRE knows us.
-    pub async fn assertion(&self) -> Result<Arc<Assertion>, AssertionError> {
-        todo!()
-    }
-
-    /// The state, for status and metrics.
-    pub fn snapshot(&self) -> Snapshot {
-        todo!()
+impl Shared {
+    fn limits(&self) -> Limits {
+        self.rules.borrow().limits
     }
 }
 
-impl TokenWatch {
-    /// The next token, or why there will be none until something changes (the stream may go on).
-    pub async fn next(&mut self) -> Result<Served, Report> {
-        todo!()
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokens")
+            .field("accounts", &self.accounts().len())
+            .finish()
     }
 }
 
 /// How long a caller waits for a first token at most.
 pub const FIRST_TOKEN_WAIT: Duration = Duration::from_secs(10);
+
+const EXCHANGES_IN_FLIGHT: usize = 64;

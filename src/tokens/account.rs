@@ -1,0 +1,382 @@
+//! Everything that rests on one trust: the JWT-SVID and the tokens exchanged for it.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    FIRST_TOKEN_WAIT, Served, Shared, Snapshot, TokenWatch, consent,
+    entry::{Entry, Failure, Verdict},
+    keeper::Keeper,
+    limits::Allowance,
+    schedule, worker,
+};
+use crate::{
+    assertion::{Assertion, AssertionError},
+    config::Trust,
+    id::Scope,
+    report::Report,
+    time::Moment,
+};
+
+/// The tokens that rest on one [`Trust`], and its JWT-SVID.
+pub struct Account {
+    pub(super) trust: Trust,
+    pub(super) shared: Arc<Shared>,
+    pub(super) allowance: Allowance,
+    keeper: Keeper,
+    keys: RwLock<Keys>,
+    /// Why no token is served, while SPIRE or Entra has withdrawn its consent.
+    revoked: Mutex<Option<Arc<Report>>>,
+    /// Whether the task that renews the JWT-SVID runs.
+    keeping: AtomicBool,
+    pub(super) stop: CancellationToken,
+}
+
+#[derive(Default)]
+struct Keys {
+    plain: HashMap<Scope, Arc<Entry>>,
+    /// By claims challenge as well.
+    challenged: HashMap<(Scope, Box<str>), Arc<Entry>>,
+    closed: bool,
+}
+
+impl Account {
+    pub(super) fn new(trust: Trust, shared: Arc<Shared>) -> Self {
+        let now = shared.clock.now();
+        Self {
+            trust,
+            allowance: Allowance::new(shared.limits().exchanges_per_minute, now),
+            keeper: Keeper::new(
+                shared.clock.clone(),
+                Arc::clone(&shared.source),
+                shared.metrics.clone(),
+                shared.jitter,
+            ),
+            keys: RwLock::default(),
+            revoked: Mutex::default(),
+            keeping: AtomicBool::new(false),
+            stop: shared.stop.child_token(),
+            shared,
+        }
+    }
+
+    /// A token from memory that is good enough to hand out, if there is one. The fast path.
+    pub fn ready(&self, scope: &Scope) -> Option<Served> {
+        let now = self.shared.clock.now();
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = keys.plain.get(scope)?;
+        entry.touch(now);
+        entry.ready(now)
+    }
+
+    /// A token, exchanged now if need be. `claims` is a decoded claims challenge (JSON): it is
+    /// answered by a new exchange, never from memory.
+    pub async fn token(
+        self: &Arc<Self>,
+        scope: &Scope,
+        claims: Option<&str>,
+    ) -> Result<Served, Report> {
+        if claims.is_none()
+            && let Some(served) = self.ready(scope)
+        {
+            return Ok(served);
+        }
+        let started = self.shared.clock.now();
+        let mut wanted = None;
+        loop {
+            let entry = self.entry(scope, claims)?;
+            let wanted = *wanted.get_or_insert_with(|| match claims {
+                Some(_) => entry.demand(),
+                None => 0,
+            });
+            match self.await_verdict(&entry, started, wanted).await {
+                Verdict::Serve(served) => {
+                    if claims.is_some() {
+                        // The resource refused what the plain key holds.
+                        self.supersede(scope);
+                    }
+                    return Ok(served);
+                }
+                Verdict::Fail(report) => return Err(report),
+                Verdict::Closed | Verdict::Wait { .. } => {}
+            }
+        }
+    }
+
+    async fn await_verdict(&self, entry: &Entry, started: Moment, wanted: u64) -> Verdict {
+        let _follower = entry.follow();
+        let mut changes = entry.state.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let now = self.shared.clock.now();
+            entry.touch(now);
+            match entry.judge(now, now.since(started), wanted) {
+                Verdict::Wait { limit, kick } => {
+                    if kick {
+                        entry.want.notify_one();
+                    }
+                    // Whichever comes first, the state is looked at again.
+                    let _elapsed = timeout(limit, changes.changed()).await;
+                }
+                verdict => return verdict,
+            }
+        }
+    }
+
+    /// Follows a token: the present one first, then each new one.
+    pub fn watch(self: &Arc<Self>, scope: &Scope) -> TokenWatch {
+        TokenWatch::new(Arc::clone(self), scope.clone())
+    }
+
+    /// Drops this account's tokens and JWT-SVID and fetches new ones; returns how many tokens.
+    pub async fn refresh(self: &Arc<Self>) -> Result<usize, Report> {
+        self.keeper.forget();
+        self.restore();
+        self.assertion().await.map_err(|error| *error.report)?;
+        let started = self.shared.clock.now();
+        let entries = self.plain_entries();
+        let wanted: Vec<_> = entries.iter().map(|entry| entry.demand()).collect();
+        for entry in &entries {
+            entry.state.send_modify(|state| {
+                state.token = None;
+                state.failure = None;
+            });
+            entry.want.notify_one();
+        }
+        let mut renewed = 0;
+        for (entry, wanted) in entries.iter().zip(wanted) {
+            match self.await_verdict(entry, started, wanted).await {
+                Verdict::Serve(_) => renewed += 1,
+                Verdict::Fail(report) => return Err(report),
+                Verdict::Closed | Verdict::Wait { .. } => {}
+            }
+        }
+        Ok(renewed)
+    }
+
+    /// The JWT-SVID in use, fetched now if need be: tells whether SPIRE knows us. The fetch goes on
+    /// when the caller does not wait for its end.
+    pub async fn assertion(self: &Arc<Self>) -> Result<Arc<Assertion>, AssertionError> {
+        let account = Arc::clone(self);
+        let fetch = self.shared.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = account.stop.cancelled() => Err(worker::stopping_assertion()),
+                fetched = account.keeper.get(&account.trust.assertion) => fetched,
+            }
+        });
+        // The task is not aborted, so this is a panic in the source.
+        fetch
+            .await
+            .unwrap_or_else(|_panic| Err(worker::stopping_assertion()))
+    }
+
+    /// Learns whether there is a JWT-SVID for an account that nobody has asked yet, so that
+    /// `status` knows. Keeps none: nothing would renew it.
+    pub async fn probe(self: &Arc<Self>) {
+        let in_use = !self.entries().is_empty();
+        if in_use || (self.keeper.error().is_none() && self.keeper.has_fetched()) {
+            return;
+        }
+        // The keeper has noted the outcome.
+        let _outcome = self.assertion().await;
+        if self.entries().is_empty() {
+            self.keeper.drop_current();
+        }
+    }
+
+    /// The state, for status and metrics.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::of(self, self.shared.clock.now())
+    }
+
+    /// The key of a scope, with its task; made if there is none.
+    fn entry(self: &Arc<Self>, scope: &Scope, claims: Option<&str>) -> Result<Arc<Entry>, Report> {
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        let found = match claims {
+            None => keys.plain.get(scope),
+            Some(claims) => keys.challenged.get(&(scope.clone(), claims.into())),
+        };
+        if let Some(entry) = found {
+            return Ok(Arc::clone(entry));
+        }
+        if keys.closed {
+            return Err(worker::closed());
+        }
+        let limit = self.shared.limits().resources_per_identity;
+        if keys.plain.len() + keys.challenged.len() >= limit {
+            return Err(too_many_resources(limit));
+        }
+        let entry = Arc::new(Entry::new(scope.clone(), claims, self.shared.clock.now()));
+        match claims {
+            None => keys.plain.insert(scope.clone(), Arc::clone(&entry)),
+            Some(claims) => keys
+                .challenged
+                .insert((scope.clone(), claims.into()), Arc::clone(&entry)),
+        };
+        drop(keys);
+        let tasks = &self.shared.tasks;
+        tasks.spawn(worker::renew(Arc::clone(self), Arc::clone(&entry)));
+        if !self.keeping.swap(true, Ordering::AcqRel) {
+            tasks.spawn(consent::keep(Arc::clone(self)));
+        }
+        Ok(entry)
+    }
+
+    /// Takes a key out of the map, unless somebody wants it after all.
+    pub(super) fn release(&self, entry: &Entry, still_wanted: impl FnOnce() -> bool) -> bool {
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        if still_wanted() {
+            return false;
+        }
+        match &entry.claims {
+            None => keys.plain.remove(&entry.scope),
+            Some(claims) => keys
+                .challenged
+                .remove(&(entry.scope.clone(), claims.clone())),
+        };
+        entry.close();
+        true
+    }
+
+    /// Ends the task that renews the JWT-SVID, unless there are keys.
+    pub(super) fn stop_keeping(&self) -> bool {
+        let keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        if !(keys.plain.is_empty() && keys.challenged.is_empty()) {
+            return false;
+        }
+        self.keeping.store(false, Ordering::Release);
+        self.keeper.forget_denial();
+        self.keeper.drop_current();
+        true
+    }
+
+    /// Withdraws every token: SPIRE or Entra no longer consents.
+    pub(super) fn revoke(&self, report: &Report) {
+        let report = Arc::new(report.clone());
+        *self.revoked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&report));
+        let until = self.shared.clock.now().after(schedule::REMEMBER_PERMANENT);
+        for entry in self.entries() {
+            entry.state.send_modify(|state| {
+                if state.token.take().is_some() {
+                    state.failure = Some(Failure {
+                        report: Arc::clone(&report),
+                        until,
+                        permanent: !report.retryable,
+                        slow: true,
+                    });
+                }
+            });
+        }
+        tracing::warn!(
+            subject = %self.trust.assertion.subject,
+            client_id = %self.trust.target.client_id,
+            code = %report.code,
+            detail = %report.detail,
+            "tokens withdrawn"
+        );
+    }
+
+    /// Ends a withdrawal.
+    pub(super) fn restore(&self) {
+        *self.revoked.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Why tokens are withdrawn.
+    pub(super) fn revoked(&self) -> Option<Arc<Report>> {
+        self.revoked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Forgets failures that waiting cannot cure, so that the next request is tried anew.
+    pub(super) fn forgive(&self) {
+        for entry in self.entries() {
+            entry.state.send_if_modified(|state| {
+                let forgiven = state
+                    .failure
+                    .as_ref()
+                    .is_some_and(|failure| failure.permanent);
+                if forgiven {
+                    state.failure = None;
+                }
+                forgiven
+            });
+            entry.want.notify_one();
+        }
+    }
+
+    /// Ends every task of the account; callers that wait get an answer.
+    pub(super) fn close(&self) {
+        self.stop.cancel();
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        keys.closed = true;
+        for entry in keys.plain.values().chain(keys.challenged.values()) {
+            entry.close();
+        }
+        keys.plain.clear();
+        keys.challenged.clear();
+    }
+
+    /// A challenge was answered: what the plain key holds has been refused by its resource.
+    fn supersede(&self, scope: &Scope) {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = keys.plain.get(scope) {
+            entry.demand();
+            entry.state.send_modify(|state| state.token = None);
+            entry.want.notify_one();
+        }
+    }
+
+    pub(super) fn keeper(&self) -> &Keeper {
+        &self.keeper
+    }
+
+    pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.plain
+            .values()
+            .chain(keys.challenged.values())
+            .map(Arc::clone)
+            .collect()
+    }
+
+    pub(super) fn plain_entry(&self, scope: &Scope) -> Option<Arc<Entry>> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.plain.get(scope).map(Arc::clone)
+    }
+
+    fn plain_entries(&self) -> Vec<Arc<Entry>> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.plain.values().map(Arc::clone).collect()
+    }
+}
+
+fn too_many_resources(limit: usize) -> Report {
+    let mut report = Report::transient(
+        "limit-resources",
+        "too many resources",
+        format!("this identity holds tokens for {limit} resources already"),
+        "ask for fewer, or raise limits.resources_per_identity; unused ones are dropped after a while",
+    );
+    report.retry_after = Some(FIRST_TOKEN_WAIT * 6);
+    report
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Account")
+            .field("trust", &self.trust)
+            .finish_non_exhaustive()
+    }
+}
