@@ -13,14 +13,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::parts;
-use crate::process::{Process, both, command, output, succeed, wait_for};
+use crate::process::{Process, both, command, command_as, install, output, succeed, wait_for};
 use crate::tls::Certificate;
 
 /// The trust domain of every SPIRE that the tests start.
 pub(crate) const TRUST_DOMAIN: &str = "example.org";
-
-/// The audience of federated identity credentials.
-pub(crate) const AUDIENCE: &str = "api://AzureADTokenExchange";
 
 /// A running SPIRE.
 pub(crate) struct Spire {
@@ -69,6 +66,11 @@ impl Spire {
         &self.variables["JWT_ISSUER"]
     }
 
+    /// What the OIDC provider's clients must trust, in PEM.
+    pub(crate) fn issuer_ca(&self) -> &str {
+        &self.certificate.ca
+    }
+
     /// The agent's socket.
     pub(crate) fn workload_api(&self) -> PathBuf {
         self.run().join("agent/public/api.sock")
@@ -103,6 +105,30 @@ impl Spire {
         fs::write(&file, substitute(&config_text("entries.json"), &variables)).unwrap();
         let arguments = ["-data", file.to_str().unwrap()];
         succeed(self.server_command(&["entry", "create"], &arguments));
+    }
+
+    /// The JWT-SVID for `spiffe://example.org/NAME` that a process of this user gets from the
+    /// agent, once the agent knows the entry.
+    pub(crate) fn svid(&self, uid: u32, name: &str) -> String {
+        let program = install(&parts::spire("spire-agent"), self.dir.path());
+        let done = wait_for("a JWT-SVID", ENTRY_LIMIT, || {
+            let mut fetch = command_as(uid, &program);
+            fetch.args(["api", "fetch", "jwt", "-output", "json", "-timeout", "5s"]);
+            fetch.args(["-audience", lab::AUDIENCE, "-spiffeID", &spiffe_id(name)]);
+            fetch.arg("-socketPath").arg(self.workload_api());
+            let done = output(fetch);
+            if done.status.success() {
+                Ok(done)
+            } else {
+                Err(both(&done))
+            }
+        });
+        // The bundles follow the SVIDs in the same list.
+        let said: Value = serde_json::from_slice(&done.stdout).unwrap();
+        said[0]["svids"][0]["svid"]
+            .as_str()
+            .expect("a JWT-SVID")
+            .to_owned()
     }
 
     /// A GET of the OIDC provider, by a client that trusts its CA alone.
@@ -320,6 +346,9 @@ fn healthy(check: Command) -> Result<(), String> {
 
 /// The agent's name as the parent of entries.
 const NODE: &str = "node";
+
+/// How long an entry may take to the agent; it asks every five seconds.
+pub(crate) const ENTRY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Machines that run tests are busy: SPIRE itself needs a second.
 const START_LIMIT: Duration = Duration::from_secs(90);

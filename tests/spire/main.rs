@@ -15,6 +15,9 @@
 mod harness;
 mod parts;
 mod process;
+#[path = "../support/mod.rs"]
+#[allow(unreachable_pub, reason = "written for all test programs")]
+mod support;
 mod svid;
 mod tls;
 mod users;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 /// Something outside this repository, or built by one of its scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
+    /// What every test starts programs with.
+    Tools,
     /// Being root: to start programs as other users.
     Root,
     /// spire-server, spire-agent and oidc-discovery-provider.
@@ -48,13 +50,9 @@ impl Part {
     /// What of this part is not there, each with how to get it.
     fn missing(self) -> Vec<String> {
         match self {
-            Self::Root => {
-                let mut missing = absent_tools(&["setpriv", "curl"]);
-                if !nix::unistd::geteuid().is_root() {
-                    missing.push("not root, and it starts programs as other users".into());
-                }
-                missing
-            }
+            Self::Tools => absent_tools(&["setpriv", "curl"]),
+            Self::Root if nix::unistd::geteuid().is_root() => Vec::new(),
+            Self::Root => vec!["not root, and it starts programs as other users".to_owned()],
             Self::Users => absent_tools(&["useradd", "userdel"]),
             Self::Spire => {
                 let names = ["spire-server", "spire-agent", "oidc-discovery-provider"];
