@@ -12,7 +12,9 @@
     reason = "tests, with real processes in real time"
 )]
 
+mod daemon;
 mod harness;
+mod mesh;
 mod parts;
 mod process;
 #[path = "../support/mod.rs"]
@@ -20,4 +22,5 @@ mod process;
 mod support;
 mod svid;
 mod tls;
+mod tokens;
 mod users;

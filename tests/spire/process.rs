@@ -16,6 +16,8 @@ pub(crate) struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    /// Whether its output may be shown.
+    quiet: bool,
 }
 
 impl Process {
@@ -34,7 +36,14 @@ impl Process {
             name: name.to_owned(),
             child,
             log: log.to_owned(),
+            quiet: false,
         }
+    }
+
+    /// Never shows its output: there are tokens in it.
+    pub(crate) fn keep_quiet(mut self) -> Self {
+        self.quiet = true;
+        self
     }
 
     /// Fails the test when the program is no longer running.
@@ -78,7 +87,7 @@ impl Drop for Process {
             let _ = killpg(self.group(), Signal::SIGKILL);
             let _ = self.child.wait();
         }
-        if thread::panicking() {
+        if thread::panicking() && !self.quiet {
             let output = self.output();
             let skipped = output.lines().count().saturating_sub(SHOWN_LINES);
             eprintln!("--- the last of {}:", self.name);
