@@ -9,7 +9,6 @@ use std::thread;
 use std::time::Duration;
 
 use nix::unistd::geteuid;
-use serde_json::Value;
 
 use crate::parts;
 use crate::process::{Process, both, command, command_as, install, output, wait_for};
@@ -84,17 +83,6 @@ impl Daemon {
     /// `GET PATH` by a process of this user.
     pub(crate) fn get(&self, uid: u32, path: &str) -> Response {
         self.ask(uid, &[path]).unwrap()
-    }
-
-    /// `POST PATH` with a JSON body by a process of this user.
-    pub(crate) fn post(&self, uid: u32, path: &str, body: &Value) -> Response {
-        let body = body.to_string();
-        let json = "content-type: application/json";
-        self.ask(
-            uid,
-            &["--request", "POST", "--header", json, "--data", &body, path],
-        )
-        .unwrap()
     }
 
     /// `GET /v1/token` for this resource.

@@ -7,6 +7,7 @@ use lab::entra::Fault;
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
+use crate::harness::{ENTRY_LIMIT, spiffe_id};
 use crate::mesh::{Mesh, RESOURCE, daemon_uid};
 use crate::parts::{Part, have};
 use crate::process::{Process, both, output, wait_for};
@@ -113,20 +114,30 @@ async fn a_missing_entry_is_told_and_awaited() {
         (&json!(503), &json!(true))
     );
 
-    // The node works, the identity does not: who may use it is told so, the administrator why.
+    // The node works, the identity does not: who may use it is told why, and so is the
+    // administrator.
     assert_eq!(daemon.get(0, "/readyz").status, 200);
-    assert_eq!(daemon.get(uid, "/readyz/payments").status, 503);
-    let ready = daemon.get(0, "/readyz/payments");
-    assert_eq!(ready.status, 503, "{ready:?}");
-    assert_names_the_cure(&ready.body);
-    let status = daemon.client(0, &["status"]);
-    assert_names_the_cure(&both(&status));
+    let unready = daemon.get(uid, "/readyz/payments");
+    assert_eq!(unready.status, 503, "{unready:?}");
+    let status = both(&daemon.client(0, &["status"]));
+    for text in [&refused.body, &unready.body, &status] {
+        let selector = format!("unix:uid:{}", daemon_uid());
+        for part in [
+            DENIED,
+            "spire-server entry create",
+            &spiffe_id("payments"),
+            &selector,
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+    // Whoever else is told nothing.
+    assert_eq!(daemon.get(mesh.reports.uid, "/readyz/payments").status, 403);
 
     mesh.register();
     assert_eq!(daemon.get(uid, "/readyz/payments").status, 200);
-    assert_eq!(daemon.get(0, "/readyz/payments").status, 200);
     let status = both(&daemon.client(0, &["status"]));
-    assert!(!status.contains("PermissionDenied"), "{status}");
+    assert!(!status.contains(DENIED), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,18 +159,14 @@ async fn a_restarted_agent_is_found_again() {
         warm,
         "served from memory"
     );
-    wait_for(
-        "the agent's absence to be seen",
-        Duration::from_secs(60),
-        || {
-            let ready = mesh.daemon.get(0, "/readyz");
-            if ready.status == 503 {
-                Ok(())
-            } else {
-                Err(format!("{ready:?}"))
-            }
-        },
-    );
+    wait_for("the agent's absence to be seen", ENTRY_LIMIT, || {
+        let ready = mesh.daemon.get(0, "/readyz");
+        if ready.status == 503 {
+            Ok(())
+        } else {
+            Err(format!("{ready:?}"))
+        }
+    });
     assert_eq!(
         mesh.daemon.token(uid, RESOURCE).access_token(),
         warm,
@@ -168,29 +175,23 @@ async fn a_restarted_agent_is_found_again() {
 
     mesh.spire.start_agent();
     let other = "https://graph.microsoft.com";
-    let fresh = wait_for(
-        "a token for another resource",
-        Duration::from_secs(60),
-        || {
-            let answer = mesh.daemon.token(uid, other);
-            if answer.status == 200 {
-                Ok(answer.access_token())
-            } else {
-                Err(format!("{answer:?}"))
-            }
-        },
-    );
+    let fresh = wait_for("a token for another resource", ENTRY_LIMIT, || {
+        let answer = mesh.daemon.token(uid, other);
+        if answer.status == 200 {
+            Ok(answer.access_token())
+        } else {
+            Err(format!("{answer:?}"))
+        }
+    });
     assert_is_token_of(&claims(&fresh), &mesh.payments.client_id, other);
 
     // That token may rest on a JWT-SVID from before. This needs a new one.
-    wait_for("a refresh", Duration::from_secs(60), || {
-        let answer = mesh
-            .daemon
-            .post(0, "/v1/refresh", &json!({ "identity": "payments" }));
-        if answer.status == 200 {
+    wait_for("a refresh", ENTRY_LIMIT, || {
+        let done = mesh.daemon.client(0, &["refresh", "payments"]);
+        if done.status.success() {
             Ok(())
         } else {
-            Err(format!("{answer:?}"))
+            Err(both(&done))
         }
     });
     assert_ne!(mesh.daemon.token(uid, RESOURCE).access_token(), warm);
@@ -235,25 +236,21 @@ async fn grpc_gives_and_watches_tokens() {
     let watch = daemon.grpcurl(uid, &options, &["spiffe_entra.v1.TokenService/WatchToken"]);
     let log = mesh.spire.path("watch.log");
     let mut watch = Process::spawn("grpcurl", watch, &log).keep_quiet();
-    let tokens = wait_for(
-        "a refreshed token on the stream",
-        Duration::from_secs(60),
-        || {
-            watch.assert_running();
-            let text = fs::read_to_string(&log).unwrap();
-            let messages = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
-            // The last message may still be on its way.
-            let tokens: Vec<String> = messages
-                .map_while(Result::ok)
-                .map(|message| message["accessToken"].as_str().unwrap().to_owned())
-                .collect();
-            if tokens.len() >= 2 {
-                Ok(tokens)
-            } else {
-                Err(format!("{} so far", tokens.len()))
-            }
-        },
-    );
+    let tokens = wait_for("a refreshed token on the stream", ENTRY_LIMIT, || {
+        watch.assert_running();
+        let text = fs::read_to_string(&log).unwrap();
+        let messages = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+        // The last message may still be on its way.
+        let tokens: Vec<String> = messages
+            .map_while(Result::ok)
+            .map(|message| message["accessToken"].as_str().unwrap().to_owned())
+            .collect();
+        if tokens.len() >= 2 {
+            Ok(tokens)
+        } else {
+            Err(format!("{} so far", tokens.len()))
+        }
+    });
     assert_ne!(tokens[0], tokens[1]);
     for token in tokens {
         assert_is_token_of(&claims(&token), &mesh.payments.client_id, RESOURCE);
@@ -274,14 +271,10 @@ fn without(answer: &Response, asked: &str) -> (u16, Vec<(String, String)>, Strin
     (answer.status, headers, answer.body.replace(asked, "ASKED"))
 }
 
-/// The words that lead from SPIRE's refusal to its cure.
-fn assert_names_the_cure(text: &str) {
-    for part in ["PermissionDenied", "spire-server entry create"] {
-        assert!(text.contains(part), "{part} is not in\n{text}");
-    }
-}
-
 fn assert_is_token_of(claims: &Value, client_id: &str, resource: &str) {
     assert_eq!(claims["appid"], client_id);
     assert_eq!(claims["aud"], resource);
 }
+
+/// The code of SPIRE's refusal.
+const DENIED: &str = "workload-api-denied";
