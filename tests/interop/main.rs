@@ -169,10 +169,7 @@ async fn grpcurl_lists_asks_and_is_refused() {
     let theirs = refusal(json!({ "resource": RESOURCE, "identity": others }));
     let nobodys = refusal(json!({ "resource": RESOURCE, "identity": "nothing" }));
     assert!(theirs.contains("Code: PermissionDenied"), "{theirs}");
-    assert_eq!(
-        theirs.replace(others, "ASKED"),
-        nobodys.replace("nothing", "ASKED")
-    );
+    assert_eq!(theirs, nobodys);
     let malformed = refusal(json!({ "resource": "" }));
     assert!(malformed.contains("Code: InvalidArgument"), "{malformed}");
 }

@@ -47,7 +47,6 @@ async fn each_user_gets_its_own_token_only() {
         assert_is_token_of(&claims(printed.trim()), &tenant.client_id, RESOURCE);
     }
 
-    // Names of equal length: an answer may repeat what was asked for.
     let (mine, theirs) = (&mesh.reports, &mesh.payments);
     for (identity, nobodys) in [
         ("payments", "nobodies"),
@@ -56,7 +55,7 @@ async fn each_user_gets_its_own_token_only() {
         let there = ask_for(daemon, mine.uid, identity);
         let not_there = ask_for(daemon, mine.uid, nobodys);
         assert_eq!(there.status, 403, "{there:?}");
-        assert_eq!(without(&there, identity), without(&not_there, nobodys));
+        assert_eq!(timeless(&there), timeless(&not_there));
     }
     let done = daemon.client(
         mine.uid,
@@ -264,11 +263,11 @@ fn ask_for(daemon: &Daemon, uid: u32, identity: &str) -> Response {
     )
 }
 
-/// An answer with what was asked for taken out, and the time of day.
-fn without(answer: &Response, asked: &str) -> (u16, Vec<(String, String)>, String) {
+/// All of an answer but the time of day.
+fn timeless(answer: &Response) -> (u16, Vec<(String, String)>, &str) {
     let mut headers = answer.headers.clone();
     headers.retain(|(name, _)| name != "date");
-    (answer.status, headers, answer.body.replace(asked, "ASKED"))
+    (answer.status, headers, &answer.body)
 }
 
 fn assert_is_token_of(claims: &Value, client_id: &str, resource: &str) {
