@@ -7,6 +7,7 @@ mod health;
 mod refresh;
 mod run;
 mod status;
+mod table;
 mod token;
 
 use std::{
