@@ -269,8 +269,8 @@ async fn a_token_is_renewed_before_it_expires() {
     for name in [
         "spiffe_entra_token_requests_total",
         "spiffe_entra_exchanges_total",
-        "spiffe_entra_token_expiry_seconds",
-        "spiffe_entra_assertion_expiry_seconds",
+        "spiffe_entra_token_expires_in_seconds",
+        "spiffe_entra_assertion_expires_in_seconds",
     ] {
         assert!(metrics.contains(name), "{name} is missing:\n{metrics}");
     }
