@@ -27,7 +27,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{audit::Refusals, limits::Gate};
-pub use self::{bind::Bound, problem::Problem};
+pub use self::{bind::Bound, grpc::proto, problem::Problem};
 use crate::{
     config::Plan,
     metrics::{Metrics, Outcome},

@@ -51,11 +51,10 @@ pub(super) async fn run(
     let listener = UnixListener::from_std(bound.listener)?;
     let gate = server.gate(&bound.socket);
     let door = Door {
-        grpc: grpc::Routes::new()?,
+        grpc: grpc::Routes::new().await?,
         socket: Arc::from(bound.socket),
         builder: builder(),
         stopping: shutdown.clone(),
-        our_uid: nix::unistd::geteuid().as_raw(),
         gate,
         server,
     };
@@ -90,7 +89,6 @@ struct Door {
     grpc: grpc::Routes,
     builder: auto::Builder<TokioExecutor>,
     stopping: CancellationToken,
-    our_uid: u32,
 }
 
 impl Door {
@@ -111,7 +109,9 @@ impl Door {
                     self.gate.order_all(Order::Recheck);
                 }
                 _ = minutes.tick() => self.server.refusals.sweep(),
-                Some(_ended) = connections.join_next() => {}
+                Some(ended) = connections.join_next() => if let Err(error) = ended {
+                    tracing::error!(%error, "a connection's task failed");
+                },
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _address)) => {
                         backoff = Backoff::default();
@@ -135,7 +135,7 @@ impl Door {
                 return;
             }
         };
-        match self.gate.admit(caller.uid, self.caps(caller.uid)) {
+        match self.gate.admit(caller.uid, self.caps(&caller)) {
             Ok(permit) => {
                 self.server.count_connection("ok");
                 connections.spawn(self.converse(stream, caller, permit));
@@ -144,7 +144,7 @@ impl Door {
         }
     }
 
-    fn caps(&self, uid: u32) -> Caps {
+    fn caps(&self, caller: &Caller) -> Caps {
         let live = self.server.live.borrow();
         let listener = live
             .plan
@@ -154,7 +154,7 @@ impl Door {
         Caps::new(
             listener.map_or(0, |l| l.max_connections),
             live.plan.limits.connections_per_uid,
-            uid == 0 || uid == self.our_uid,
+            live.policy.is_admin(caller),
         )
     }
 
@@ -231,7 +231,7 @@ async fn attend(serving: Serving, connection: &Connection, slot: &Slot) -> Outco
     let mut minute = pin!(sleep(MINUTE));
     // Only there while a request is overdue: most connections never have one half sent.
     let mut overdue: Option<Pin<Box<Sleep>>> = None;
-    let mut leaving = false;
+    let mut leaving = None;
     loop {
         let event = poll_fn(|context| {
             if let Poll::Ready(outcome) = serving.as_mut().poll(context) {
@@ -261,28 +261,43 @@ async fn attend(serving: Serving, connection: &Connection, slot: &Slot) -> Outco
                 let unwanted =
                     slot.take(Order::Recheck) && !connection.view().admits(&connection.caller);
                 if unwanted {
-                    // A moment for streams to say why they end.
-                    serving.as_mut().graceful_shutdown();
-                    leaving = true;
+                    leaving = Some(Leaving::Dismissed);
+                } else if slot.take(Order::Evict) {
+                    leaving = leaving.or(Some(Leaving::Idle));
+                }
+                if leaving.is_some() {
                     minute.as_mut().reset(Instant::now() + LAST_WORDS);
                 }
-                if slot.take(Order::Drain) || slot.take(Order::Evict) {
+                if leaving.is_some() || slot.take(Order::Drain) {
                     serving.as_mut().graceful_shutdown();
                 }
             }
-            Event::Minute if leaving => return Ok(()),
-            Event::Minute => {
-                connection.trail.flush();
-                if slot.activity.minute() >= IDLE_MINUTES {
-                    serving.as_mut().graceful_shutdown();
-                    leaving = true;
-                    minute.as_mut().reset(Instant::now() + LAST_WORDS);
-                } else {
-                    minute.as_mut().reset(Instant::now() + MINUTE);
+            Event::Minute => match leaving {
+                Some(Leaving::Dismissed) => return Ok(()),
+                Some(Leaving::Idle) if slot.activity.is_idle() => return Ok(()),
+                Some(Leaving::Idle) => minute.as_mut().reset(Instant::now() + LAST_WORDS),
+                None => {
+                    connection.trail.flush();
+                    let mut next = MINUTE;
+                    if slot.activity.minute() >= IDLE_MINUTES {
+                        serving.as_mut().graceful_shutdown();
+                        leaving = Some(Leaving::Idle);
+                        next = LAST_WORDS;
+                    }
+                    minute.as_mut().reset(Instant::now() + next);
                 }
-            }
+            },
         }
     }
+}
+
+/// Why a connection is on its way out, after a polite word to the other side.
+#[derive(Clone, Copy)]
+enum Leaving {
+    /// Nothing is going on. What begins at the last moment is still answered.
+    Idle,
+    /// The caller may no longer be here: only streams get a moment, to say why they end.
+    Dismissed,
 }
 
 /// Waits after a failed accept: until file descriptors or memory are there again.

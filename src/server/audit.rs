@@ -21,7 +21,6 @@ use crate::{
     config::Identity,
     id::Scope,
     time::{Clock, Moment},
-    tokens::CachedToken,
 };
 
 /// What is granted on one connection.
@@ -29,6 +28,15 @@ use crate::{
 pub(super) struct Trail {
     caller: Caller,
     grants: Mutex<Vec<Grant>>,
+}
+
+/// How Entra knows a token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ids<'a> {
+    /// The exchange.
+    pub(super) correlation_id: &'a Option<Arc<str>>,
+    /// The token.
+    pub(super) uti: &'a Option<Arc<str>>,
 }
 
 /// An identity and resource that was granted, and how often since the last line.
@@ -80,8 +88,8 @@ impl Trail {
         }
     }
 
-    /// Notes a token that is handed out.
-    pub(super) fn granted(&self, identity: &Arc<Identity>, scope: &Scope, token: &CachedToken) {
+    /// Notes a token that is handed out, by Entra's ids for it.
+    pub(super) fn granted(&self, identity: &Arc<Identity>, scope: &Scope, token: Ids<'_>) {
         let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
         let known = grants.iter_mut().find(|grant| {
             (Arc::ptr_eq(&grant.identity, identity) || grant.identity == *identity)
@@ -90,8 +98,8 @@ impl Trail {
         if let Some(grant) = known {
             if !grant.is_of(token) {
                 grant.write_repeats(&self.caller);
-                grant.correlation_id.clone_from(&token.correlation_id);
-                grant.uti.clone_from(&token.uti);
+                grant.correlation_id.clone_from(token.correlation_id);
+                grant.uti.clone_from(token.uti);
             }
             grant.repeats += 1;
             return;
@@ -131,8 +139,8 @@ impl Drop for Trail {
 impl Grant {
     /// Whether it was last granted with this token. The ids are shared, not copied, and kept alive
     /// here, so that their address is enough.
-    fn is_of(&self, token: &CachedToken) -> bool {
-        same(&self.uti, &token.uti) && same(&self.correlation_id, &token.correlation_id)
+    fn is_of(&self, token: Ids<'_>) -> bool {
+        same(&self.uti, token.uti) && same(&self.correlation_id, token.correlation_id)
     }
 
     fn write_repeats(&mut self, caller: &Caller) {
@@ -248,3 +256,201 @@ const BURST: f64 = 20.0;
 const PERIOD: Duration = Duration::from_secs(1);
 /// How many identities and resources are told apart on one connection.
 const GRANTS_LIMIT: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        assertion::AssertionSpec, config::Resources, config::Trust, exchange::Target, id::SpiffeId,
+    };
+    use serde_json::Value;
+    use std::io;
+    use tracing_subscriber::fmt::MakeWriter;
+
+    fn caller(uid: u32) -> Caller {
+        Caller {
+            pid: Some(77),
+            uid,
+            gid: 1001,
+            groups: [].into(),
+            pidfd: None,
+        }
+    }
+
+    fn identity() -> Arc<Identity> {
+        Arc::new(Identity {
+            name: "payments".into(),
+            trust: Trust {
+                target: Target {
+                    authority: "https://login.microsoftonline.com".parse().unwrap(),
+                    tenant: "tenant-1".into(),
+                    client_id: "client-1".into(),
+                },
+                assertion: AssertionSpec {
+                    subject: SpiffeId::parse("spiffe://example.org/payments").unwrap(),
+                    audience: "api://AzureADTokenExchange".into(),
+                    issuer: None,
+                },
+            },
+            object_id: None,
+            resource_id: None,
+            resources: Resources::Any,
+            callers: Vec::new(),
+            expose_assertion: false,
+        })
+    }
+
+    fn vault() -> Scope {
+        Scope::from_resource("https://vault.azure.net").unwrap()
+    }
+
+    /// What `work` writes.
+    fn lines(work: impl FnOnce()) -> Vec<Value> {
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_writer(log.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, work);
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn the_first_grant_is_a_line_and_repeats_are_counted() {
+        let (one, other): (Option<Arc<str>>, Option<Arc<str>>) =
+            (Some("uti-1".into()), Some("uti-2".into()));
+        let correlation_id = Some(Arc::from("c-1"));
+        let ids = |uti| Ids {
+            correlation_id: &correlation_id,
+            uti,
+        };
+        let lines = lines(|| {
+            let trail = Trail::new(caller(1000));
+            let identity = identity();
+            for _ in 0..3 {
+                trail.granted(&identity, &vault(), ids(&one));
+            }
+            // As after a reload that changed something else.
+            trail.granted(&Arc::new((*identity).clone()), &vault(), ids(&one));
+            // Renewed.
+            trail.granted(&identity, &vault(), ids(&other));
+            trail.flush();
+            trail.flush();
+            trail.granted(&identity, &vault(), ids(&other));
+        });
+        let told: Vec<_> = lines
+            .iter()
+            .map(|line| (&line["outcome"], &line["uti"], &line["repeats"]))
+            .collect();
+        let value = |text: &str| Value::from(text);
+        assert_eq!(
+            told,
+            [
+                (&value("granted"), &value("uti-1"), &Value::Null),
+                (&value("repeated"), &value("uti-1"), &Value::from(3)),
+                (&value("repeated"), &value("uti-2"), &Value::from(1)),
+                (&value("repeated"), &value("uti-2"), &Value::from(1)),
+            ]
+        );
+        for (field, expected) in [
+            ("target", Value::from("audit")),
+            ("pid", Value::from(77)),
+            ("uid", Value::from(1000)),
+            ("gid", Value::from(1001)),
+            ("identity", Value::from("payments")),
+            ("spiffe_id", Value::from("spiffe://example.org/payments")),
+            ("tenant", Value::from("tenant-1")),
+            ("client_id", Value::from("client-1")),
+            ("resource", Value::from("https://vault.azure.net")),
+            ("correlation_id", Value::from("c-1")),
+        ] {
+            assert_eq!(lines[0][field], expected, "{field}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_asks_for_everything_is_remembered_in_part_and_written_in_full() {
+        let lines = lines(|| {
+            let trail = Trail::new(caller(1000));
+            let none = Ids {
+                correlation_id: &None,
+                uti: &None,
+            };
+            let identity = identity();
+            for number in 0..2 * GRANTS_LIMIT {
+                let scope = Scope::from_resource(&format!("api://{number}")).unwrap();
+                trail.granted(&identity, &scope, none);
+            }
+            assert!(trail.grants.lock().unwrap().len() <= GRANTS_LIMIT);
+        });
+        assert_eq!(lines.len(), 2 * GRANTS_LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_are_limited_by_uid_and_the_rest_is_told() {
+        let clock = Clock::manual();
+        let refusals = Refusals::new(clock);
+        let refusal = Refusal {
+            outcome: "denied",
+            reason: "identity-not-allowed",
+            asked: Some("orders\nuid=0"),
+            resource: Some("https://vault.azure.net"),
+            ..Refusal::default()
+        };
+        let first = lines(|| {
+            for _ in 0..30 {
+                refusals.note(&caller(1000), refusal);
+            }
+            refusals.note(&caller(2000), refusal);
+        });
+        assert_eq!(first.len(), 21);
+        assert_eq!(first[0]["identity"], r"orders\nuid=0");
+        assert_eq!(first[0]["reason"], "identity-not-allowed");
+        assert_eq!(first[0]["spiffe_id"], Value::Null);
+        assert_eq!(first[20]["uid"], 2000);
+
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let next = lines(|| {
+            refusals.note(&caller(1000), refusal);
+            refusals.note(&caller(1000), refusal);
+        });
+        assert_eq!(next.len(), 1);
+        assert_eq!(next[0]["left_out"], 10);
+
+        let swept = lines(|| refusals.sweep());
+        assert_eq!(swept.len(), 1);
+        assert_eq!(
+            (&swept[0]["uid"], &swept[0]["left_out"]),
+            (&1000.into(), &1.into())
+        );
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(lines(|| refusals.sweep()).is_empty());
+        assert!(refusals.buckets.lock().unwrap().is_empty());
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Log {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+}

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Inner, Live,
-    audit::{Refusal, Trail},
+    audit::{Ids, Refusal, Trail},
     limits::Slot,
     problem::Problem,
 };
@@ -163,8 +163,11 @@ impl Connection {
 
     /// Notes that a token is handed out.
     pub(super) fn hand_out(&self, grant: &Grant, served: &Served) {
-        self.trail
-            .granted(&grant.identity, &grant.scope, &served.token);
+        let ids = Ids {
+            correlation_id: &served.token.correlation_id,
+            uti: &served.token.uti,
+        };
+        self.trail.granted(&grant.identity, &grant.scope, ids);
         self.server.granted.inc();
     }
 

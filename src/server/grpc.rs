@@ -33,7 +33,7 @@ use crate::{
     tokens::{CachedToken, Served, TokenWatch},
 };
 
-/// The generated messages and service.
+/// The generated messages, client and service.
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -42,7 +42,7 @@ use crate::{
     clippy::use_self,
     reason = "generated code"
 )]
-mod proto {
+pub mod proto {
     tonic::include_proto!("spiffe_entra.v1");
 }
 
@@ -74,7 +74,7 @@ pub(super) struct Guarded {
 }
 
 impl Routes {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) async fn new() -> io::Result<Self> {
         let descriptors: [&[u8]; 2] = [
             tonic::include_file_descriptor_set!("spiffe_entra.v1"),
             tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -88,7 +88,8 @@ impl Routes {
         };
         let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
         let service = TokenServiceServer::new(Tokens).max_decoding_message_size(MESSAGE_LIMIT);
-        let (_reporter, health) = tonic_health::server::health_reporter();
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_serving::<TokenServiceServer<Tokens>>().await;
         let routes = tonic::service::Routes::new(service)
             .add_service(health.max_decoding_message_size(MESSAGE_LIMIT))
             .add_service(
@@ -389,10 +390,5 @@ mod tests {
         );
         let problem = asked.without_claims().err().unwrap();
         assert_eq!(problem.code, "claims-not-watchable");
-    }
-
-    #[test]
-    fn the_routes_can_be_built() {
-        Routes::new().unwrap();
     }
 }

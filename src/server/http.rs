@@ -127,24 +127,25 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     type Future = Answer;
 
     fn call(&self, request: Request<Incoming>) -> Answer {
-        self.connection.slot.activity.request();
+        let http2 = request.version() == Version::HTTP_2;
+        self.connection.slot.activity.request(http2);
         let uri = request.uri();
         let length = uri.path().len() + uri.query().map_or(0, str::len);
         if length > URI_LIMIT {
             return Answer::now(Problem::uri_too_long(URI_LIMIT).into_http());
-        }
-        if is_grpc(&request) {
-            if request.version() != Version::HTTP_2 {
-                return Answer::now(Problem::grpc_needs_http2().into_http());
-            }
-            let answer = self.grpc.answer(&self.connection, request);
-            return Answer::Later(Box::pin(answer));
         }
         if request.method() == Method::GET
             && uri.path() == "/v1/token"
             && request.body().is_end_stream()
         {
             return self.token(uri.query().unwrap_or_default());
+        }
+        if is_grpc(&request) {
+            if !http2 {
+                return Answer::now(Problem::grpc_needs_http2().into_http());
+            }
+            let answer = self.grpc.answer(&self.connection, request);
+            return Answer::Later(Box::pin(answer));
         }
         if request.body().size_hint().lower() > BODY_LIMIT {
             return Answer::now(Problem::body_too_large(BODY_LIMIT).into_http());

@@ -1,10 +1,10 @@
 //! How many may connect, what a connection is doing, and which one has to go when it is crowded.
 //!
 //! One uid must not be able to keep another out. A socket takes `max_connections`; one uid (other
-//! than root's and our own) at most half of them, or `connections_per_uid` when that is less; and
-//! when a socket is full, a newcomer takes the place of the longest idle connection of the uid that
-//! holds most, as long as that one stays ahead of the newcomer. A few places beyond the limit are
-//! kept for root and our own uid, so that `status` and health checks get through.
+//! than an admin's) at most half of them, or `connections_per_uid` when that is less; and when a
+//! socket is full, a newcomer takes the place of the longest idle connection of the uid that holds
+//! most, as long as that one stays ahead of the newcomer. A few places beyond the limit are kept
+//! for admins, so that `status` and health checks get through.
 
 use std::{
     collections::HashMap,
@@ -244,9 +244,13 @@ impl Activity {
     }
 
     /// A request is complete as far as its head goes.
-    pub(super) fn request(&self) {
+    pub(super) fn request(&self, http2: bool) {
         self.requests.fetch_add(1, Relaxed);
         self.reading.store(false, Relaxed);
+        if http2 {
+            // A preface in pieces is not recognised as one.
+            self.http2.store(true, Relaxed);
+        }
     }
 
     /// A request takes longer.
@@ -264,7 +268,8 @@ impl Activity {
         self.reading.load(Relaxed) && self.busy.load(Relaxed) == 0
     }
 
-    fn is_idle(&self) -> bool {
+    /// Whether nothing is going on.
+    pub(super) fn is_idle(&self) -> bool {
         self.busy.load(Relaxed) == 0 && !self.reading.load(Relaxed)
     }
 
@@ -370,7 +375,7 @@ pub(super) const BODY_LIMIT: u64 = 8 * 1024;
 pub(super) const MESSAGE_LIMIT: usize = 16 * 1024;
 /// How many requests an HTTP/2 connection may have in flight.
 pub(super) const STREAM_LIMIT: u32 = 64;
-/// Places beyond a socket's limit: for root and our own uid, and while an evicted connection goes.
+/// Places beyond a socket's limit: for admins, and while an evicted connection goes.
 const RESERVED: usize = 8;
 
 #[cfg(test)]
@@ -417,7 +422,7 @@ mod tests {
         // All are still expected to send their first request: nobody is idle.
         assert_eq!(gate.admit(9, CAPS).unwrap_err(), Crowded::Socket);
         for permit in &held {
-            permit.slot().activity.request();
+            permit.slot().activity.request(false);
         }
         held[1].slot().activity.minute();
         held[1].slot().activity.minute();
@@ -436,7 +441,7 @@ mod tests {
         let held: Vec<_> = (0..3).map(|_| gate.admit(7, CAPS).unwrap()).collect();
         let _other = gate.admit(8, CAPS).unwrap();
         for permit in &held {
-            permit.slot().activity.request();
+            permit.slot().activity.request(false);
             permit.slot().activity.begin();
         }
         assert_eq!(gate.admit(9, CAPS).unwrap_err(), Crowded::Socket);
@@ -452,14 +457,14 @@ mod tests {
             .map(|uid| gate.admit(uid, CAPS).unwrap())
             .into();
         for permit in &held {
-            permit.slot().activity.request();
+            permit.slot().activity.request(false);
         }
         let _first = gate.admit(9, CAPS).unwrap();
         assert_eq!(gate.admit(9, CAPS).unwrap_err(), Crowded::Socket);
     }
 
     #[test]
-    fn root_gets_in_when_it_is_full() {
+    fn an_admin_gets_in_when_it_is_full() {
         let gate = gate();
         let _held: Vec<_> = [7, 7, 8, 8]
             .map(|uid| gate.admit(uid, CAPS).unwrap())
@@ -494,7 +499,7 @@ mod tests {
         assert!(activity.is_reading());
         activity.received(b"GET / HT");
         assert!(activity.is_reading() && !activity.is_idle());
-        activity.request();
+        activity.request(false);
         assert!(!activity.is_reading() && activity.is_idle());
         activity.received(b"G");
         assert!(activity.is_reading());
@@ -504,12 +509,19 @@ mod tests {
         assert!(!activity.is_reading());
         activity.received(b"ping");
         assert!(!activity.is_reading());
+
+        let activity = Activity::new();
+        activity.received(b"P");
+        activity.received(b"RI * HTTP/2.0");
+        activity.request(true);
+        activity.received(b"ping");
+        assert!(!activity.is_reading());
     }
 
     #[test]
     fn minutes_without_a_request_are_counted() {
         let activity = Activity::new();
-        activity.request();
+        activity.request(false);
         assert_eq!(activity.minute(), 0);
         assert_eq!(activity.minute(), 1);
         assert_eq!(activity.minute(), 2);
@@ -517,7 +529,7 @@ mod tests {
         assert_eq!(activity.minute(), 0);
         activity.end();
         assert_eq!(activity.minute(), 1);
-        activity.request();
+        activity.request(false);
         assert_eq!(activity.minute(), 0);
     }
 }

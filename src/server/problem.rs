@@ -298,7 +298,9 @@ impl Problem {
     /// What `Retry-After` says: rounded up, and given for whatever a retry can help.
     fn retry_after_seconds(&self) -> Option<u64> {
         const UNKNOWN: Duration = Duration::from_secs(5);
-        let wait = self.retry_after.or_else(|| self.retryable.then_some(UNKNOWN))?;
+        let wait = self
+            .retry_after
+            .or_else(|| self.retryable.then_some(UNKNOWN))?;
         Some((wait.as_millis().div_ceil(1000) as u64).max(1))
     }
 }
