@@ -257,7 +257,7 @@ async fn a_token_is_renewed_before_it_expires() {
     let payments = world.identity(PAYMENTS).add().unwrap();
     let config = lab_config(&world)
         + &identity_config("payments", PAYMENTS, payments.client.client_id(), &me());
-    world.entra.faults().lifetime(Duration::from_secs(4));
+    world.entra.faults().token_lifetime(Duration::from_secs(4));
     let daemon = Start::new(&config).run();
     let first = daemon.token(VAULT).access_token();
     world.entra.wait_answered(2).await;
