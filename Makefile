@@ -34,7 +34,9 @@ spire:
 lint: packages
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	# Read with the private items, as the modules' own guides are: links to them are fine.
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" \
+	  cargo doc --locked --workspace --no-deps --document-private-items
 	if ! cargo deny --version 2>/dev/null | grep -qF ' $(DENY_VERSION)'; then
 	  cargo install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)
 	fi
@@ -56,10 +58,12 @@ fmt:
 
 # Measures beside the limit, in one run.
 bench:
-	cargo bench --locked --workspace
+	cargo build --locked --release
+	cargo run --locked --release --quiet --package lab --bin bench
 
 # A day in the life of an identity, against the lab's stand-ins.
 demo:
+	cargo build --locked --quiet
 	cargo run --locked --quiet --package lab --bin demo
 
 packages:
