@@ -3,6 +3,9 @@
 //! [`AssertionSource`] is the seam: the SPIFFE Workload API today ([`spiffe`]), Kubernetes, GitHub
 //! Actions and others tomorrow. Whatever a source returns has passed [`check`].
 
+pub mod check;
+pub mod spiffe;
+
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use crate::{id::SpiffeId, report::Report, secret::Secret, time::Moment};

@@ -3,6 +3,9 @@
 //! [`TokenExchange`] is the seam; [`entra`] is the one POST behind it and [`aadsts`] the table that
 //! says what Entra's error codes mean.
 
+pub mod aadsts;
+pub mod entra;
+
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use url::Url;
