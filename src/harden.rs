@@ -1,9 +1,19 @@
-//! Keeps the process' memory, which holds bearer tokens, from leaving it by way of the kernel.
+//! What the process asks of the kernel: to keep its memory, which holds bearer tokens, to itself,
+//! and to let it have the descriptors it needs.
 
 use nix::sys::{
     prctl,
-    resource::{Resource, setrlimit},
+    resource::{Resource, getrlimit, setrlimit},
 };
+
+/// Takes as many file descriptors as the system lets us: each connection is one.
+pub fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files: fewer connections than configured may be served");
+    }
+}
 
 /// Forbids core dumps, and reading this process' memory (ptrace, `/proc/PID/mem`) to all but root.
 ///

@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod policy;
 pub mod report;
 pub mod secret;
+pub mod server;
 pub mod telemetry;
 pub mod time;
 pub mod tokens;

@@ -23,9 +23,10 @@ const BASE: [&str; 7] = [
 /// The stages, and what each may use beside the base and itself. From the workload to the socket.
 const STAGES: [(&str, &[&str]); 12] = [
     ("caller", &[]),
-    ("assertion", &[]),
-    ("exchange", &["assertion"]),
-    // Its `Plan` speaks of who asks, what is asserted and what is exchanged.
+    // The settings of a stage are plain values of the `Plan`, whose other values are those stages'
+    // own types: the one place where two modules see each other.
+    ("assertion", &["config"]),
+    ("exchange", &["assertion", "config"]),
     ("config", &["caller", "assertion", "exchange"]),
     ("tokens", &["assertion", "exchange", "config"]),
     ("policy", &["caller", "config"]),

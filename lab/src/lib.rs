@@ -31,6 +31,7 @@
 //! | [`issuer`], [`keys`] | what SPIRE's OIDC discovery provider serves, and the keys behind it |
 //! | [`workload`] | what SPIRE's agent serves |
 //! | [`ca`], [`faults`], [`clock`], [`guid`] | what they share |
+//! | [`file`](mod@file) | a lab described in TOML: `lab serve` |
 
 use std::sync::Once;
 
@@ -39,6 +40,7 @@ pub mod clock;
 pub mod entra;
 mod error;
 pub mod faults;
+pub mod file;
 pub mod guid;
 pub mod issuer;
 pub mod keys;
