@@ -7,9 +7,11 @@ mod health;
 mod refresh;
 mod run;
 mod status;
+mod table;
 mod token;
 
 use std::{
+    os::unix::net::UnixListener,
     io::{self, Write},
     process::ExitCode,
 };
@@ -20,10 +22,12 @@ use crate::{
 };
 
 /// Does what the command line says.
-pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
+///
+/// `inherited` are the sockets that systemd handed over, for `run`.
+pub async fn dispatch(cli: Cli, inherited: Vec<UnixListener>) -> Result<(), Failure> {
     let config = cli.config();
     match cli.command {
-        Command::Run(args) => run::run(args, config).await,
+        Command::Run(args) => run::run(args, config, inherited).await,
         Command::Token(args) => token::run(&args, &config).await,
         Command::Check(args) => Err(Failure::Failed(format!("check is not wired yet: {args:?}"))),
         Command::Status(args) => status::run(&args, &config).await,
@@ -91,6 +95,13 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::BrokenPipe),
         Err(error) => Err(Failure::Failed(format!("cannot write to stdout: {error}"))),
     }
+}
+
+/// Shows mistakes in the configuration as they are, over several lines with carets.
+fn mistaken(mistakes: &str) -> Failure {
+    // Where stderr is closed, the exit code is what is left to say it with.
+    let _ = writeln!(io::stderr(), "{}", mistakes.trim_end());
+    Failure::UsageSilently
 }
 
 /// `text` with every line break and control character made a space: what is quoted may come from

@@ -1,12 +1,55 @@
 //! Configuration: from what the operator wrote to the [`Plan`] that the program uses.
 //!
-//! The conversion is the validation: a value in a `Plan` needs no further check. See `load`.
+//! The conversion is the validation: a value in a `Plan` needs no further check. [`load`] notes
+//! every mistake before it gives up, each with its file, line and column and what to change.
+//!
+//! # Layout
+//!
+//! [`files`] finds and reads the files, [`raw`] their tables key by key, [`values`] the single
+//! values; [`trust`], [`identity`], [`callers`], [`listen`], [`limits`] and [`federation`] convert
+//! one table each, and [`mod@load`] puts them together. [`accounts`] is the user database,
+//! [`environment`] the rest of the world (and the configuration without a file), [`diagnostics`]
+//! what a mistake looks like, [`reload`] what a reload can change.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+mod accounts;
+mod ca;
+mod callers;
+mod diagnostics;
+mod environment;
+mod federation;
+mod files;
+mod identity;
+mod limits;
+mod listen;
+mod load;
+mod raw;
+mod reload;
+mod trust;
+mod values;
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use url::Url;
 
 use crate::{assertion::AssertionSpec, exchange::Target};
+
+pub use accounts::{Account, Accounts, SystemAccounts};
+pub use diagnostics::{Mistake, Mistakes};
+pub use environment::{EnvPlan, Environment, default_path, from_env};
+pub use load::load_in;
+
+/// Reads the configuration in `path`. A plan may come with quarantined identities; see
+/// [`Plan::strict`].
+pub fn load(path: &Path) -> Result<Plan, Mistakes> {
+    load_in(path, &Environment::system())
+}
 
 /// Everything the daemon does, decided.
 #[derive(Clone, Debug)]
@@ -27,6 +70,26 @@ pub struct Plan {
     pub identities: Vec<Arc<Identity>>,
     /// Those that are not, with their mistakes.
     pub quarantined: Vec<Quarantined>,
+    /// What the federation commands work with.
+    pub federation: Federation,
+    /// The daemon's own uid, which counts as an admin. Missing where it is the kernel's overflow
+    /// uid: that is everybody's.
+    pub daemon_uid: Option<u32>,
+    /// What is in order, and probably not meant.
+    pub warnings: Vec<Mistake>,
+    /// The mistakes of the quarantined identities, in full.
+    pub mistakes: Mistakes,
+}
+
+impl Plan {
+    /// The plan, unless an identity is quarantined.
+    pub fn strict(self) -> Result<Self, Mistakes> {
+        if self.mistakes.is_empty() {
+            Ok(self)
+        } else {
+            Err(self.mistakes)
+        }
+    }
 }
 
 /// Where JWT-SVIDs come from.
@@ -34,6 +97,13 @@ pub struct Plan {
 pub struct WorkloadApi {
     /// The agent's socket.
     pub endpoint: Endpoint,
+    /// How long one call may take.
+    pub timeout: Duration,
+}
+
+impl WorkloadApi {
+    /// The timeout where none is configured.
+    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 }
 
 /// A Workload API address (SPIFFE Workload Endpoint, section 4).
@@ -46,7 +116,7 @@ pub enum Endpoint {
 }
 
 /// How Entra is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Entra {
     /// CA certificates in PEM, added to the system's or in place of them.
     pub ca_file: Option<PathBuf>,
@@ -56,6 +126,19 @@ pub struct Entra {
     pub proxy: Option<Url>,
     /// Whether an `http://` authority on loopback is acceptable (`allow_http_loopback`).
     pub allow_http_loopback: bool,
+}
+
+/// Without the proxy's password.
+impl fmt::Debug for Entra {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let proxy = self.proxy.as_ref().map(values::without_credentials);
+        f.debug_struct("Entra")
+            .field("ca_file", &self.ca_file)
+            .field("ca_only", &self.ca_only)
+            .field("proxy", &proxy.as_ref().map(Url::as_str))
+            .field("allow_http_loopback", &self.allow_http_loopback)
+            .finish()
+    }
 }
 
 /// One socket.
@@ -119,6 +202,32 @@ pub struct Identity {
     pub callers: Vec<CallerRule>,
     /// Whether callers may have the assertion itself.
     pub expose_assertion: bool,
+    /// What carries its credential, for the federation commands.
+    pub federate: Option<Federate>,
+}
+
+/// What a federated identity credential belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Federate {
+    /// An application, by its object id.
+    Application(String),
+    /// A user-assigned managed identity, by its resource id.
+    ManagedIdentity(String),
+}
+
+/// What the federation commands work with. The daemon does not look at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Federation {
+    /// The issuer to write into credentials: that of `[federation]`, else of `[workload_api]`.
+    pub issuer: Option<Arc<str>>,
+    /// Marks the credentials that are ours.
+    pub owner: Option<String>,
+    /// Whom the commands sign in as.
+    pub sign_in: Option<Trust>,
+    /// Microsoft Graph.
+    pub graph_endpoint: Url,
+    /// Azure Resource Manager.
+    pub arm_endpoint: Url,
 }
 
 /// What a token rests on. Two identities with equal trust share tokens; others never do.
@@ -149,17 +258,34 @@ impl Resources {
     }
 }
 
+/// As it is written in a configuration.
+impl fmt::Display for Resources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("[\"*\"]"),
+            Self::Only(set) => f.debug_list().entries(set).finish(),
+        }
+    }
+}
+
 /// Whom one entry of `callers` or `admins` matches: all that is given must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallerRule {
     /// The peer's uid.
     pub uid: Option<u32>,
-    /// A gid among the peer's own and supplementary ones.
+    /// Gids that must all be among the peer's own and supplementary ones.
     pub gids: Vec<u32>,
     /// What this entry narrows the identity's resources to.
     pub resources: Option<Resources>,
     /// As it was written, for `check`.
     pub written: String,
+}
+
+impl CallerRule {
+    /// Whether it matches whoever can open the socket.
+    pub fn is_any(&self) -> bool {
+        self.uid.is_none() && self.gids.is_empty()
+    }
 }
 
 /// An identity that cannot be served, and why.

@@ -6,14 +6,20 @@ use clap::Parser;
 use spiffe_entra::{
     cli::{Cli, Command},
     commands::{self, Failure},
+    server::activation,
     telemetry,
 };
 
 fn main() -> ExitCode {
     telemetry::catch_panics();
+    // Before there are threads: it edits the environment.
+    let inherited = activation::inherited();
     let cli = Cli::parse();
     let outcome = runtime(&cli.command).and_then(|runtime| {
-        let outcome = runtime.block_on(commands::dispatch(cli));
+        let inherited = inherited.map_err(|error| {
+            Failure::Failed(format!("cannot take over the sockets of systemd: {error}"))
+        })?;
+        let outcome = runtime.block_on(commands::dispatch(cli, inherited));
         // Nothing of value is left on it: a DNS look-up that hangs must not hold the exit up.
         runtime.shutdown_background();
         outcome

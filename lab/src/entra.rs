@@ -19,7 +19,9 @@ use crate::sync::lock;
 
 mod assertion;
 mod client;
+mod codes;
 mod directory;
+mod discovery;
 mod exchange;
 mod faults;
 mod http;
@@ -88,6 +90,8 @@ pub struct Settings {
     pub fetch_timeout: Duration,
     /// How new credentials spread.
     pub propagation: Propagation,
+    /// Whether errors have line breaks before their ids, as they had for years.
+    pub old_error_text: bool,
     /// The size of access tokens, about.
     pub token_size: usize,
     /// Whether a client gets the same token again for the same resource: saves signing.
@@ -103,6 +107,7 @@ impl Default for Settings {
             metadata_cache: Duration::ZERO,
             fetch_timeout: metadata::FETCH_TIMEOUT,
             propagation: Propagation::Immediate,
+            old_error_text: false,
             token_size: 2048,
             reuse_tokens: false,
             keep_record: true,

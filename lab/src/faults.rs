@@ -36,7 +36,7 @@ pub struct Armed<F> {
 }
 
 impl<F> Armed<F> {
-    /// Limits the fault to the next `count` requests that it concerns.
+    /// Limits the fault to the next `count` requests that it concerns, counted from now.
     #[allow(
         clippy::must_use_candidate,
         reason = "called for its effect as often as not"

@@ -34,7 +34,8 @@ pub struct IssuerOptions {
     pub trailing_slash: bool,
     /// Further names in the certificate.
     pub names: Vec<String>,
-    /// The kind of the first key.
+    /// The kind of the first key. Issuers of one process share its key pair, under different
+    /// `kid`s; every later key is new.
     pub key_type: KeyType,
 }
 
@@ -129,7 +130,7 @@ impl Issuer {
                 "issuer path {path}: must start with a slash"
             )));
         }
-        let key = tokio::task::spawn_blocking(move || Key::generate(options.key_type))
+        let key = tokio::task::spawn_blocking(move || Key::stock("issuer", options.key_type))
             .await
             .map_err(|error| Error::Config(format!("key generation: {error}")))??;
         let shared = Arc::new(Shared {

@@ -1,7 +1,7 @@
 //! Signing keys, their public half as a JWK, and compact JWTs.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,6 +11,7 @@ use rcgen::{KeyPair, SigningKey as _};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::sync::lock;
 
 /// Which kind of key signs JWT-SVIDs: SPIRE's `jwt_key_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,11 +36,12 @@ impl KeyType {
 /// A signing key with its `kid`. Clones are the same key.
 #[derive(Clone)]
 pub struct Key {
-    inner: Arc<Inner>,
+    kid: Arc<str>,
+    material: Arc<Material>,
 }
 
-struct Inner {
-    kid: String,
+/// A key pair, whatever it is called.
+struct Material {
     key_type: KeyType,
     /// Signs RS256 without reading the key anew, which matters for ten thousand tokens.
     pair: KeyPair,
@@ -71,36 +73,54 @@ impl Key {
         let jwk = Jwk::from_encoding_key(&encoding, key_type.algorithm())?;
         let public = serde_json::to_value(&jwk.algorithm)
             .map_err(|error| Error::Config(format!("public key: {error}")))?;
-        let kid = std::iter::repeat_with(fastrand::alphanumeric)
-            .take(32)
-            .collect();
+        let material = Arc::new(Material {
+            key_type,
+            pair,
+            encoding,
+            public,
+        });
         Ok(Self {
-            inner: Arc::new(Inner {
-                kid,
-                key_type,
-                pair,
-                encoding,
-                public,
-            }),
+            kid: new_kid(),
+            material,
         })
+    }
+
+    /// A key pair that the process has made before for this purpose, under a new `kid`. Making
+    /// one takes a tenth of a second, and a test suite starts hundreds of servers.
+    pub(crate) fn stock(purpose: &'static str, key_type: KeyType) -> Result<Self> {
+        static STOCK: Mutex<Vec<(&str, Key)>> = Mutex::new(Vec::new());
+        let mut stock = lock(&STOCK);
+        let found = stock
+            .iter()
+            .find(|(of, key)| *of == purpose && key.key_type() == key_type);
+        if let Some((_, key)) = found {
+            let material = Arc::clone(&key.material);
+            return Ok(Self {
+                kid: new_kid(),
+                material,
+            });
+        }
+        let key = Self::generate(key_type)?;
+        stock.push((purpose, key.clone()));
+        Ok(key)
     }
 
     /// The key's identifier.
     #[must_use]
     pub fn kid(&self) -> &str {
-        &self.inner.kid
+        &self.kid
     }
 
     /// The key's kind.
     #[must_use]
     pub fn key_type(&self) -> KeyType {
-        self.inner.key_type
+        self.material.key_type
     }
 
     /// The public half with `kid` and `alg`, and with `use: "sig"` where wanted.
     #[must_use]
     pub fn jwk(&self, key_use: bool) -> Value {
-        let mut jwk = self.inner.public.clone();
+        let mut jwk = self.material.public.clone();
         jwk["kid"] = json!(self.kid());
         jwk["alg"] = json!(self.key_type().algorithm());
         if key_use {
@@ -132,9 +152,9 @@ impl Key {
         let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
         let message = format!("{}.{}", encode(header), encode(claims));
         let signature = if algorithm == Algorithm::RS256 && self.key_type() == KeyType::Rsa2048 {
-            URL_SAFE_NO_PAD.encode(self.inner.pair.sign(message.as_bytes())?)
+            URL_SAFE_NO_PAD.encode(self.material.pair.sign(message.as_bytes())?)
         } else {
-            jsonwebtoken::crypto::sign(message.as_bytes(), &self.inner.encoding, algorithm)?
+            jsonwebtoken::crypto::sign(message.as_bytes(), &self.material.encoding, algorithm)?
         };
         Ok(format!("{message}.{signature}"))
     }
@@ -142,16 +162,23 @@ impl Key {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { kid, key_type, .. } = &*self.inner;
-        f.debug_struct("Key")
-            .field("kid", kid)
-            .field("type", key_type)
-            .finish_non_exhaustive()
+        let mut debug = f.debug_struct("Key");
+        debug
+            .field("kid", &self.kid)
+            .field("type", &self.key_type());
+        debug.finish_non_exhaustive()
     }
 }
 
+/// 32 letters and digits, as SPIRE makes them.
+fn new_kid() -> Arc<str> {
+    let kid: String = std::iter::repeat_with(fastrand::alphanumeric)
+        .take(32)
+        .collect();
+    kid.into()
+}
+
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use jsonwebtoken::DecodingKey;
@@ -196,6 +223,15 @@ mod tests {
             key.sign_with(Algorithm::ES256, &json!({}), &json!({}))
                 .is_err()
         );
+    }
+
+    #[test]
+    fn stock_is_one_pair_a_purpose_under_many_names() {
+        let stock = |purpose| Key::stock(purpose, KeyType::EcP256).unwrap();
+        let (one, two, other) = (stock("test"), stock("test"), stock("other"));
+        assert_ne!(one.kid(), two.kid());
+        assert_eq!(one.jwk(false)["x"], two.jwk(false)["x"]);
+        assert_ne!(one.jwk(false)["x"], other.jwk(false)["x"]);
     }
 
     #[test]

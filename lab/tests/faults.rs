@@ -148,6 +148,21 @@ async fn error_codes_may_disagree_with_the_text() {
 }
 
 #[tokio::test]
+async fn error_text_may_have_the_old_line_breaks() {
+    let bench = Bench::new().await;
+    bench
+        .world
+        .entra
+        .configure(|settings| settings.old_error_text = true);
+    bench.app.delete();
+    let answer = bench.exchange().await;
+    let text = answer.json["error_description"].as_str().unwrap();
+    let lines: Vec<_> = text.split("\r\n").collect();
+    assert_eq!(lines.len(), 4);
+    assert!(lines[0].starts_with("AADSTS700016: ") && lines[1].starts_with("Trace ID: "));
+}
+
+#[tokio::test]
 async fn faults_of_one_client_leave_the_others_alone() {
     let bench = Bench::new().await;
     let other = bench.world.entra.application("other");
@@ -359,4 +374,56 @@ async fn record_can_be_left_out() {
     assert_eq!(bench.world.entra.record().len(), 1);
     bench.world.entra.clear_record();
     assert!(bench.world.entra.record().is_empty());
+}
+
+#[tokio::test]
+async fn neither_assertions_nor_tokens_are_logged_or_recorded() {
+    #[derive(Clone, Default)]
+    struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(move || writer.clone())
+        .finish();
+    // The test's runtime has one thread, and this is it.
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let bench = Bench::new().await;
+    let assertion = bench.assertion(|_| {});
+    let answer = bench.exchange_with(assertion.clone()).await;
+    answer.is_token();
+    let token = answer.json["access_token"].as_str().unwrap().to_owned();
+    let broken = format!("{assertion}x.");
+    bench
+        .exchange_with(broken)
+        .await
+        .is_refusal(50027, 400, "invalid_request");
+    let url = bench.world.entra.token_endpoint();
+    let form = "application/x-www-form-urlencoded";
+    let raw = bench
+        .http
+        .post(url)
+        .header("content-type", form)
+        .body(assertion.clone());
+    raw.send().await.unwrap();
+
+    let record = format!("{:?}", bench.world.entra.record());
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(
+        log.contains("token request") && log.contains("50027"),
+        "{log}"
+    );
+    for secret in assertion.split('.').chain(token.split('.')) {
+        assert!(!log.contains(secret) && !record.contains(secret));
+    }
 }

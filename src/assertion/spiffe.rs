@@ -68,10 +68,10 @@ impl SpiffeSource {
     /// The one identity that the agent gives this process; an error that lists them if there are
     /// several.
     pub async fn only_identity(&self, audience: &str) -> Result<SpiffeId, AssertionError> {
-        let client = self.client();
-        let svids = self
-            .call(client.fetch_all_jwt_svids([audience], None), None)
-            .await?;
+        let fetch = |client: WorkloadApiClient| async move {
+            client.fetch_all_jwt_svids([audience], None).await
+        };
+        let svids = self.call(fetch, None).await?;
         let mut ids: Vec<_> = svids.iter().map(|s| s.spiffe_id().to_string()).collect();
         ids.sort();
         ids.dedup();
@@ -121,25 +121,38 @@ impl SpiffeSource {
                 "correct `spiffe_id`",
             )
         })?;
-        let client = self.client();
+        let (audience, subject) = (&*spec.audience, &subject);
         // The token alone, unparsed: `check` says better than the crate's parser what is wrong.
-        let fetch = client.fetch_jwt_token([&*spec.audience], Some(&subject));
+        let fetch = |client: WorkloadApiClient| async move {
+            client.fetch_jwt_token([audience], Some(subject)).await
+        };
         let token = Secret::new(self.call(fetch, Some(&spec.subject)).await?);
         check(token, spec, self.clock.now())
     }
 
-    /// Awaits one call within the deadline.
-    async fn call<T>(
+    /// Makes one call within the deadline. If the connection turns out to be dead, as it does after
+    /// the agent was restarted, the call is made once more on a new one: that it had been lost is
+    /// noticed only now, and asking twice does no harm.
+    async fn call<T, F>(
         &self,
-        rpc: impl Future<Output = Result<T, WorkloadApiError>>,
+        rpc: impl Fn(WorkloadApiClient) -> F,
         subject: Option<&SpiffeId>,
-    ) -> Result<T, AssertionError> {
-        match tokio::time::timeout(self.deadline, rpc).await {
+    ) -> Result<T, AssertionError>
+    where
+        F: Future<Output = Result<T, WorkloadApiError>>,
+    {
+        let attempts = async {
+            match rpc(self.client()).await {
+                Err(error) if connection_lost(&error) => rpc(self.reconnect()).await,
+                answer => answer,
+            }
+        };
+        match tokio::time::timeout(self.deadline, attempts).await {
             Ok(answer) => answer.map_err(|e| self.explain(&e, subject)),
             Err(_) => {
                 // Whoever holds the other end of this connection is stuck, perhaps for good, while
                 // a new agent already listens on the path: the next call shall find that one.
-                *self.lock() = lazy_client(&self.endpoint);
+                self.reconnect();
                 Err(self.too_slow(self.deadline))
             }
         }
@@ -147,6 +160,13 @@ impl SpiffeSource {
 
     fn client(&self) -> WorkloadApiClient {
         self.lock().clone()
+    }
+
+    /// Leaves the connection to the calls that are on it, and has the next ones make a new one.
+    fn reconnect(&self) -> WorkloadApiClient {
+        let client = lazy_client(&self.endpoint);
+        *self.lock() = client.clone();
+        client
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, WorkloadApiClient> {
@@ -192,6 +212,7 @@ impl SpiffeSource {
                 ),
                 _ => match io_error(error) {
                     Some(e) => self.no_connection(e),
+                    None if connection_lost(error) => self.broken(&said(status.message())),
                     None => transient(
                         "workload-api-unavailable",
                         "The Workload API cannot answer at the moment",
@@ -202,12 +223,7 @@ impl SpiffeSource {
             },
             WorkloadApiError::Transport(_) => match io_error(error) {
                 Some(e) => self.no_connection(e),
-                None => transient(
-                    "workload-api-unavailable",
-                    "The Workload API cannot answer at the moment",
-                    said(&error.to_string()),
-                    ATTESTATION_HINT,
-                ),
+                None => self.broken(&said(&error.to_string())),
             },
             // What is left is an answer that breaks the standard; it names fields, not values.
             other => permanent(
@@ -252,13 +268,19 @@ impl SpiffeSource {
                     nix::unistd::geteuid()
                 ),
             ),
-            _ => (
-                "workload-api-unavailable",
-                "The connection to the Workload API failed",
-                format!("see whether SPIRE's agent runs and stays up behind {place}"),
-            ),
+            _ => return self.broken(&error.to_string()),
         };
         transient(code, title, format!("{place}: {error}"), fix)
+    }
+
+    fn broken(&self, cause: &str) -> AssertionError {
+        let place = self.place();
+        transient(
+            "workload-api-unavailable",
+            "The connection to the Workload API failed",
+            format!("{place}: {cause}"),
+            format!("see whether SPIRE's agent runs and stays up behind {place}"),
+        )
     }
 
     fn too_slow(&self, deadline: Duration) -> AssertionError {
@@ -371,6 +393,22 @@ fn permanent(
     }
 }
 
+/// Whether the call was not answered because its connection was lost, rather than never made. What
+/// an agent says has no cause on our side of the wire.
+fn connection_lost(error: &WorkloadApiError) -> bool {
+    let WorkloadApiError::Transport(TransportError::Status(status)) = error else {
+        return false;
+    };
+    let ours = status
+        .source()
+        .is_some_and(|status| status.source().is_some());
+    let unconnected = io_error(error).is_some_and(|e| {
+        use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
+        matches!(e.kind(), NotFound | ConnectionRefused | PermissionDenied)
+    });
+    ours && !unconnected
+}
+
 /// The connector's own error beneath tonic's, where there is one.
 fn io_error(error: &WorkloadApiError) -> Option<&io::Error> {
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
@@ -393,5 +431,94 @@ fn said(message: &str) -> String {
         "(no message)".into()
     } else {
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(endpoint: &str) -> SpiffeSource {
+        let endpoint = match endpoint.strip_prefix('/') {
+            Some(_) => Endpoint::Unix(endpoint.into()),
+            None => Endpoint::Tcp(endpoint.parse().unwrap()),
+        };
+        SpiffeSource::new(endpoint, Clock::system())
+    }
+
+    #[tokio::test]
+    async fn each_way_not_to_connect_names_the_setting() {
+        let source = source("/run/spire/agent/public/api.sock");
+        for (kind, code, fix) in [
+            (
+                io::ErrorKind::NotFound,
+                "workload-api-socket-missing",
+                "workload_api.endpoint",
+            ),
+            (
+                io::ErrorKind::ConnectionRefused,
+                "workload-api-refused",
+                "workload_api.endpoint",
+            ),
+            (
+                io::ErrorKind::PermissionDenied,
+                "workload-api-permission",
+                "let uid ",
+            ),
+            (
+                io::ErrorKind::ConnectionReset,
+                "workload-api-unavailable",
+                "SPIRE's agent runs",
+            ),
+        ] {
+            let error = source.no_connection(&io::Error::from(kind));
+            assert_eq!(
+                (error.kind, &*error.report.code),
+                (AssertionErrorKind::Unavailable, code)
+            );
+            assert!(error.is_transient());
+            assert!(error.report.fix.contains(fix), "{}", error.report.fix);
+            assert!(
+                error
+                    .report
+                    .fix
+                    .contains("unix:///run/spire/agent/public/api.sock")
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_that_break_the_standard_are_unusable() {
+        let source = source("127.0.0.1:1");
+        let error = WorkloadApiError::MissingRequiredField {
+            field: "JWTSVID.svid",
+        };
+        let error = source.explain(&error, None);
+        assert_eq!(error.kind, AssertionErrorKind::Unusable);
+        assert!(error.report.detail.contains("JWTSVID.svid"));
+        assert!(
+            error.report.fix.contains("tcp://127.0.0.1:1"),
+            "{}",
+            error.report.fix
+        );
+    }
+
+    #[test]
+    fn an_agents_status_is_no_lost_connection() {
+        let said = TransportError::status(GrpcStatusCode::Unavailable, "busy");
+        assert!(!connection_lost(&WorkloadApiError::Transport(said)));
+        assert!(!connection_lost(&WorkloadApiError::NoIdentityIssued));
+    }
+
+    #[test]
+    fn the_default_deadline_outlasts_the_agents_own() {
+        assert!(DEADLINE > Duration::from_secs(30));
+    }
+
+    #[test]
+    fn messages_are_bounded_and_on_one_line() {
+        assert_eq!(said("a\nb\u{1b}c"), "a b c");
+        assert_eq!(said(" \n"), "(no message)");
+        assert_eq!(said(&"x".repeat(1000)).len(), MESSAGE_LIMIT);
     }
 }

@@ -1,6 +1,6 @@
 //! `spiffe-entra run`: the daemon.
 
-use std::path::PathBuf;
+use std::{os::unix::net::UnixListener, path::PathBuf};
 
 use super::Failure;
 use crate::{
@@ -9,9 +9,14 @@ use crate::{
     harden, telemetry,
 };
 
-pub(super) async fn run(args: Run, config: PathBuf) -> Result<(), Failure> {
+pub(super) async fn run(
+    args: Run,
+    config: PathBuf,
+    inherited: Vec<UnixListener>,
+) -> Result<(), Failure> {
     telemetry::init(args.log_format, &args.log).map_err(|e| Failure::Usage(e.to_string()))?;
     harden::process();
+    harden::raise_file_limit();
     let options = RunOptions {
         config: if args.from_env {
             ConfigSource::Environment
@@ -19,9 +24,10 @@ pub(super) async fn run(args: Run, config: PathBuf) -> Result<(), Failure> {
             ConfigSource::File(config)
         },
         strict: args.strict,
+        inherited,
     };
     app::run(options).await.map_err(|error| match error {
-        RunError::Config(text) => Failure::Usage(text),
+        RunError::Config(mistakes) => super::mistaken(&mistakes),
         RunError::Failed(text) => Failure::Failed(text),
     })
 }

@@ -412,7 +412,6 @@ pub(super) const WELL_KNOWN: &[&str] = &[
 ];
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -40,8 +40,14 @@ impl Form {
             .filter(|value| !value.is_empty())
     }
 
+    /// The fields' names for the record. A body that is no form is one long name, and may be an
+    /// assertion: it is left out.
     pub(super) fn names(&self) -> Vec<String> {
-        self.0.iter().map(|(name, _)| name.clone()).collect()
+        let short = |name: &String| match name.len() {
+            0..=LONGEST_NAME => name.clone(),
+            _ => "(long)".to_owned(),
+        };
+        self.0.iter().map(|(name, _)| short(name)).collect()
     }
 
     fn required(&self, name: &str) -> Result<&str, Refusal> {
@@ -50,7 +56,7 @@ impl Form {
     }
 
     fn has_duplicates(&self) -> bool {
-        let mut names = self.names();
+        let mut names: Vec<_> = self.0.iter().map(|(name, _)| name).collect();
         names.sort();
         names.windows(2).any(|pair| pair[0] == pair[1])
     }
@@ -273,6 +279,9 @@ fn is_entra(issuer: &str, authority: &str) -> bool {
 /// RFC 7523, 2.2.
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
+/// Longer than the name of any field there is.
+const LONGEST_NAME: usize = 40;
+
 /// Scopes that clients built on MSAL add and that mean nothing for an application.
 const OPENID_SCOPES: [&str; 3] = ["openid", "offline_access", "profile"];
 
@@ -339,6 +348,14 @@ mod tests {
             "https://localhost:1"
         ));
         assert!(!is_entra("https://localhost:12/t", "https://localhost:1"));
+    }
+
+    #[test]
+    fn body_that_is_no_form_is_not_recorded() {
+        let names = Form::parse("eyJhbGciOi.".repeat(9).as_bytes()).names();
+        assert_eq!(names, ["(long)"]);
+        let names = Form::parse(b"grant_type=x&client_assertion_type=y").names();
+        assert_eq!(names, ["grant_type", "client_assertion_type"]);
     }
 
     #[test]

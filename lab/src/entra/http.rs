@@ -1,18 +1,18 @@
-//! The fake's routes, and how faults shape their answers.
+//! The token endpoint's HTTP: from request to record to answer, and how faults shape the answer.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::{Body, to_bytes};
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
-use axum::{Extension, Json, Router};
+use axum::routing::any;
+use axum::{Extension, Router};
 use bytes::Bytes;
 use futures_util::stream;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
-use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -21,35 +21,17 @@ use crate::guid;
 use crate::serve::Wire;
 use crate::sync::lock;
 
-use super::Shared;
-use super::directory::TenantLookup;
-use super::exchange::{Form, decide};
+use super::exchange::{Form, Grant, decide};
 use super::faults::{Fault, RetryAfter};
 use super::record::Exchange;
 use super::refusal::Refusal;
+use super::{Settings, Shared};
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/{tenant}/oauth2/v2.0/token", any(token))
-        .route(
-            "/{tenant}/v2.0/.well-known/openid-configuration",
-            get(discovery_v2),
-        )
-        .route(
-            "/{tenant}/.well-known/openid-configuration",
-            get(discovery_v1),
-        )
-        .route("/{tenant}/discovery/v2.0/keys", get(keys))
-        .route("/{tenant}/discovery/keys", get(keys))
-        .route("/common/discovery/instance", get(instance))
+        .merge(super::discovery::router())
         .with_state(shared)
-}
-
-/// An answer before the faults that delay or cut it.
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
 }
 
 async fn token(
@@ -61,34 +43,187 @@ async fn token(
     shared.record.arrived.send_modify(|count| *count += 1);
     let settings = lock(&shared.settings).clone();
     let (parts, body) = request.into_parts();
-    let text = |name| {
-        parts
-            .headers
-            .get(name)
-            .and_then(|value: &HeaderValue| value.to_str().ok())
+    let body = to_bytes(body, MAX_BODY).await.ok();
+    let form = Form::parse(
+        body.as_deref()
+            .filter(|_| has_form(&parts.headers))
+            .unwrap_or(b""),
+    );
+    let mut exchange = arrival(&parts, &form);
+    let client = exchange.client_id.as_deref().unwrap_or_default();
+    let faults = shared.faults.take(client, Fault::replaces);
+    exchange.faults = faults.iter().map(Fault::name).collect();
+
+    let trace_id = guid::random();
+    let mut turn = Turn {
+        shared: &shared,
+        settings: &settings,
+        trace_id: &trace_id,
+        exchange,
     };
+    let answer = match faults.iter().find(|fault| fault.replaces()) {
+        Some(fault @ (Fault::Hang | Fault::Reset)) => {
+            shared.record.push(turn.exchange, settings.keep_record);
+            if matches!(fault, Fault::Reset) {
+                wire.reset();
+            }
+            // Either the client gives up or the connection is gone.
+            return std::future::pending().await;
+        }
+        Some(Fault::HugeBody(size)) => {
+            turn.exchange.status = Some(StatusCode::OK.as_u16());
+            shared.record.push(turn.exchange, settings.keep_record);
+            return (headers(JSON, &trace_id), huge_body(*size)).into_response();
+        }
+        Some(fault) => turn.spoil(fault, &tenant),
+        None if parts.method != Method::POST => turn.refuse(
+            &Refusal::new(900561, &[("method", parts.method.as_str())]),
+            None,
+        ),
+        None if body.is_none() => turn.refuse(
+            &Refusal::new(9002313, &[]).detail("the body cannot be read"),
+            None,
+        ),
+        None => match decide(&shared, &settings, &tenant, &form, &mut turn.exchange).await {
+            Ok(grant) => turn.grant(&grant, &faults),
+            Err(refusal) => turn.refuse(&refusal, None),
+        },
+    };
+    turn.exchange.status = Some(answer.status.as_u16());
+    shared.record.push(turn.exchange, settings.keep_record);
+    deliver(answer, &faults).await
+}
+
+/// An answer before the faults that delay or cut it.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// One request while its answer is made.
+struct Turn<'a> {
+    shared: &'a Shared,
+    settings: &'a Settings,
+    trace_id: &'a str,
+    exchange: Exchange,
+}
+
+impl Turn<'_> {
+    fn refuse(&mut self, refusal: &Refusal, codes: Option<&[u32]>) -> Answer {
+        self.exchange.code = Some(refusal.code);
+        self.exchange.detail.clone_from(&refusal.detail);
+        let Shared {
+            authority, clock, ..
+        } = self.shared;
+        let correlation = &self.exchange.correlation_id;
+        let separator = if self.settings.old_error_text {
+            "\r\n"
+        } else {
+            " "
+        };
+        let now = clock.now();
+        let body = refusal.body(authority, now, self.trace_id, correlation, codes, separator);
+        let headers = headers(JSON, self.trace_id);
+        Answer {
+            status: refusal.status,
+            headers,
+            body: body.into(),
+        }
+    }
+
+    fn grant(&mut self, grant: &Grant, faults: &[Fault]) -> Answer {
+        let lifetime = faults.iter().find_map(|fault| match fault {
+            Fault::TokenLifetime(lifetime) => Some(*lifetime),
+            _ => None,
+        });
+        let refresh_in = faults.iter().find_map(|fault| match fault {
+            Fault::RefreshIn(after) => i64::try_from(after.as_secs()).ok(),
+            _ => None,
+        });
+        let now = self.shared.clock.now();
+        let minted = match self.shared.minter.mint(grant, now, self.settings, lifetime) {
+            Ok(minted) => minted,
+            Err(error) => {
+                let refusal = Refusal::new(90033, &[]).detail(format!("signing: {error}"));
+                return self.refuse(&refusal, None);
+            }
+        };
+        let expires_in = (minted.expires - now - 1).max(0);
+        self.exchange.uti = Some(minted.uti);
+        self.exchange.expires_in = Some(expires_in);
+        let mut body = json!({
+            "token_type": "Bearer",
+            "expires_in": expires_in,
+            "ext_expires_in": expires_in,
+            "access_token": &*minted.token,
+        });
+        if let Some(after) = refresh_in.or(minted.refresh_in) {
+            body["refresh_in"] = json!(after);
+        }
+        let headers = headers(JSON, self.trace_id);
+        Answer {
+            status: StatusCode::OK,
+            headers,
+            body: body.to_string().into(),
+        }
+    }
+
+    /// The answer that a fault makes up.
+    fn spoil(&mut self, fault: &Fault, tenant: &str) -> Answer {
+        let plain = |status: u16, kind: &str, body: Bytes, retry_after: RetryAfter| {
+            let mut headers = headers(kind, self.trace_id);
+            add_retry_after(&mut headers, retry_after, self.shared.clock.now());
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            Answer {
+                status,
+                headers,
+                body,
+            }
+        };
+        match fault {
+            Fault::Throttle(retry_after) => {
+                let body = Bytes::from_static(b"Too Many Requests");
+                plain(429, "text/plain; charset=utf-8", body, *retry_after)
+            }
+            Fault::Answer {
+                status,
+                content_type,
+                body,
+                retry_after,
+            } => plain(*status, content_type, body.clone().into(), *retry_after),
+            Fault::Code { code, error_codes } => {
+                let refusal = forced(*code, tenant, &self.exchange);
+                self.refuse(&refusal, error_codes.as_deref())
+            }
+            // The others are no answers: `token` has seen to them.
+            _ => self.refuse(&Refusal::new(90033, &[]), None),
+        }
+    }
+}
+
+fn has_form(headers: &HeaderMap) -> bool {
+    let kind = text(headers, "content-type").and_then(|kind| kind.split(';').next());
+    kind.is_some_and(|kind| kind.trim() == "application/x-www-form-urlencoded")
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// What the record says of a request before it has been looked into.
+fn arrival(parts: &Parts, form: &Form) -> Exchange {
+    let field = |name| form.get(name).map(str::to_owned);
     // Entra repeats the client's own id where it has one.
-    let correlation_id = text("client-request-id")
+    let correlation_id = text(&parts.headers, "client-request-id")
         .filter(|id| guid::is_guid(id))
         .map_or_else(guid::random, str::to_owned);
-    let trace_id = guid::random();
-    let form_body = text("content-type").is_some_and(|kind| {
-        kind.split(';')
-            .next()
-            .is_some_and(|kind| kind.trim() == "application/x-www-form-urlencoded")
-    });
-    let body = to_bytes(body, MAX_BODY).await;
-    let form = match &body {
-        Ok(body) if form_body => Form::parse(body),
-        _ => Form::parse(b""),
-    };
-    let field = |name| form.get(name).map(str::to_owned);
-    let mut exchange = Exchange {
+    Exchange {
         at: SystemTime::now(),
         method: parts.method.to_string(),
         path: parts.uri.path().to_owned(),
         http2: parts.version == Version::HTTP_2,
-        user_agent: text("user-agent").map(str::to_owned),
+        user_agent: text(&parts.headers, "user-agent").map(str::to_owned),
         fields: form.names(),
         client_id: field("client_id"),
         scope: field("scope"),
@@ -103,128 +238,7 @@ async fn token(
         uti: None,
         expires_in: None,
         faults: Vec::new(),
-    };
-    let faults = shared.faults.take(
-        exchange.client_id.as_deref().unwrap_or_default(),
-        Fault::replaces,
-    );
-    exchange.faults = faults.iter().map(Fault::name).collect();
-
-    let refuse = |refusal: &Refusal, exchange: &mut Exchange, codes: Option<&[u32]>| {
-        exchange.code = Some(refusal.code);
-        exchange.detail.clone_from(&refusal.detail);
-        let now = shared.clock.now();
-        let body = refusal.body(
-            &shared.authority,
-            now,
-            &trace_id,
-            &exchange.correlation_id,
-            codes,
-        );
-        Answer {
-            status: refusal.status,
-            headers: headers(JSON, &trace_id),
-            body: body.into(),
-        }
-    };
-    let fault = faults.iter().find(|fault| fault.replaces());
-    let answer = match fault {
-        Some(Fault::Hang | Fault::Reset) => {
-            let reset = matches!(fault, Some(Fault::Reset));
-            shared.record.push(exchange, settings.keep_record);
-            if reset {
-                wire.reset();
-            }
-            // Either the client gives up or the connection is gone.
-            return std::future::pending::<Response>().await;
-        }
-        Some(Fault::HugeBody(size)) => {
-            exchange.status = Some(200);
-            shared.record.push(exchange, settings.keep_record);
-            return (headers(JSON, &trace_id), huge_body(*size)).into_response();
-        }
-        Some(Fault::Throttle(retry_after)) => {
-            let mut headers = headers("text/plain; charset=utf-8", &trace_id);
-            add_retry_after(&mut headers, *retry_after, shared.clock.now());
-            let body = Bytes::from_static(b"Too Many Requests");
-            Answer {
-                status: StatusCode::TOO_MANY_REQUESTS,
-                headers,
-                body,
-            }
-        }
-        Some(Fault::Answer {
-            status,
-            content_type,
-            body,
-            retry_after,
-        }) => {
-            let mut headers = headers(content_type, &trace_id);
-            add_retry_after(&mut headers, *retry_after, shared.clock.now());
-            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            Answer {
-                status,
-                headers,
-                body: body.clone().into(),
-            }
-        }
-        Some(Fault::Code { code, error_codes }) => {
-            let refusal = forced(*code, &tenant, &exchange);
-            refuse(&refusal, &mut exchange, error_codes.as_deref())
-        }
-        _ if parts.method != Method::POST => {
-            let refusal = Refusal::new(900561, &[("method", parts.method.as_str())]);
-            refuse(&refusal, &mut exchange, None)
-        }
-        _ => {
-            let outcome = match &body {
-                Ok(_) => decide(&shared, &settings, &tenant, &form, &mut exchange).await,
-                Err(_) => Err(Refusal::new(9002313, &[]).detail("the body cannot be read")),
-            };
-            match outcome {
-                Err(refusal) => refuse(&refusal, &mut exchange, None),
-                Ok(grant) => {
-                    let lifetime = faults.iter().find_map(|fault| match fault {
-                        Fault::TokenLifetime(lifetime) => Some(*lifetime),
-                        _ => None,
-                    });
-                    let now = shared.clock.now();
-                    match shared.minter.mint(&grant, now, &settings, lifetime) {
-                        Err(error) => {
-                            tracing::error!(%error, "signing failed");
-                            refuse(&Refusal::new(90033, &[]), &mut exchange, None)
-                        }
-                        Ok(minted) => {
-                            let expires_in = (minted.expires - now - 1).max(0);
-                            exchange.uti = Some(minted.uti);
-                            exchange.expires_in = Some(expires_in);
-                            let mut body = json!({
-                                "token_type": "Bearer",
-                                "expires_in": expires_in,
-                                "ext_expires_in": expires_in,
-                                "access_token": &*minted.token,
-                            });
-                            let refresh_in = faults.iter().find_map(|fault| match fault {
-                                Fault::RefreshIn(after) => i64::try_from(after.as_secs()).ok(),
-                                _ => None,
-                            });
-                            if let Some(after) = refresh_in.or(minted.refresh_in) {
-                                body["refresh_in"] = json!(after);
-                            }
-                            Answer {
-                                status: StatusCode::OK,
-                                headers: headers(JSON, &trace_id),
-                                body: body.to_string().into(),
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    };
-    exchange.status = Some(answer.status.as_u16());
-    shared.record.push(exchange, settings.keep_record);
-    deliver(answer, &faults).await
+    }
 }
 
 /// Sends an answer, late or in pieces or in part.
@@ -291,7 +305,7 @@ fn forced(code: u32, tenant: &str, exchange: &Exchange) -> Refusal {
 }
 
 /// What Entra sends with every answer.
-fn headers(content_type: &str, trace_id: &str) -> HeaderMap {
+pub(super) fn headers(content_type: &str, trace_id: &str) -> HeaderMap {
     let value = |text: &str| {
         HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("text/plain"))
     };
@@ -333,98 +347,7 @@ fn huge_body(size: u64) -> Body {
     Body::from_stream(stream::iter(pieces.map(Ok::<_, Infallible>)))
 }
 
-async fn discovery_v2(State(shared): State<Arc<Shared>>, Path(tenant): Path<String>) -> Response {
-    discovery(&shared, &tenant, "v2.0")
-}
-
-async fn discovery_v1(State(shared): State<Arc<Shared>>, Path(tenant): Path<String>) -> Response {
-    discovery(&shared, &tenant, "v1.0")
-}
-
-fn discovery(shared: &Shared, tenant: &str, version: &str) -> Response {
-    let id = match shared.directory.tenant(tenant) {
-        TenantLookup::Found(id) => id,
-        // The shared endpoints have a document with a placeholder for the tenant.
-        TenantLookup::Shared => "{tenantid}".to_owned(),
-        TenantLookup::Unknown | TenantLookup::Malformed => {
-            return get_refusal(shared, &Refusal::new(90002, &[("tenant", tenant)]));
-        }
-    };
-    let authority = &shared.authority;
-    let base = format!("{authority}/{tenant}");
-    let (issuer, keys) = match version {
-        "v2.0" => (
-            format!("{authority}/{id}/v2.0"),
-            format!("{base}/discovery/v2.0/keys"),
-        ),
-        _ => (
-            format!("https://sts.windows.net/{id}/"),
-            format!("{base}/discovery/keys"),
-        ),
-    };
-    Json(json!({
-        "issuer": issuer,
-        "authorization_endpoint": format!("{base}/oauth2/v2.0/authorize"),
-        "token_endpoint": format!("{base}/oauth2/v2.0/token"),
-        "jwks_uri": keys,
-        "response_types_supported": ["code", "id_token", "code id_token", "id_token token"],
-        "subject_types_supported": ["pairwise"],
-        "id_token_signing_alg_values_supported": ["RS256"],
-        "token_endpoint_auth_methods_supported":
-            ["client_secret_post", "private_key_jwt", "client_secret_basic"],
-        "tenant_region_scope": "EU",
-        "cloud_instance_name": "microsoftonline.com",
-    }))
-    .into_response()
-}
-
-async fn keys(State(shared): State<Arc<Shared>>, Path(tenant): Path<String>) -> Response {
-    match shared.directory.tenant(&tenant) {
-        TenantLookup::Found(_) | TenantLookup::Shared => Json(shared.minter.jwks()).into_response(),
-        TenantLookup::Unknown | TenantLookup::Malformed => {
-            get_refusal(&shared, &Refusal::new(90002, &[("tenant", &tenant)]))
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct InstanceQuery {
-    authorization_endpoint: Option<String>,
-}
-
-/// Instance discovery: this authority is known, no other is.
-async fn instance(
-    State(shared): State<Arc<Shared>>,
-    Query(query): Query<InstanceQuery>,
-) -> Response {
-    let endpoint = query.authorization_endpoint.unwrap_or_default();
-    let tenant = endpoint
-        .strip_prefix(&*shared.authority)
-        .and_then(|path| path.strip_prefix('/'))
-        .and_then(|path| path.split('/').next())
-        .filter(|tenant| !tenant.is_empty());
-    let Some(tenant) = tenant else {
-        return get_refusal(&shared, &Refusal::new(50049, &[]));
-    };
-    let authority = &shared.authority;
-    let host = authority.trim_start_matches("https://");
-    Json(json!({
-        "tenant_discovery_endpoint":
-            format!("{authority}/{tenant}/v2.0/.well-known/openid-configuration"),
-        "api-version": "1.1",
-        "metadata": [{ "preferred_network": host, "preferred_cache": host, "aliases": [host] }],
-    }))
-    .into_response()
-}
-
-fn get_refusal(shared: &Shared, refusal: &Refusal) -> Response {
-    let (trace_id, correlation_id) = (guid::random(), guid::random());
-    let now = shared.clock.now();
-    let body = refusal.body(&shared.authority, now, &trace_id, &correlation_id, None);
-    (refusal.status, headers(JSON, &trace_id), body).into_response()
-}
-
-const JSON: &str = "application/json; charset=utf-8";
+pub(super) const JSON: &str = "application/json; charset=utf-8";
 
 /// The longest form that is read.
 const MAX_BODY: usize = 1 << 20;

@@ -38,7 +38,7 @@ pub(super) struct Minted {
 impl Minter {
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            key: process_key()?,
+            key: Key::stock("entra", KeyType::Rsa2048)?,
             reusable: Mutex::default(),
         })
     }
@@ -165,19 +165,6 @@ fn default_lifetime(grant: &Grant) -> i64 {
         ClientKind::Application if grant.revocable && graph => fastrand::i64(24 * HOUR..28 * HOUR),
         ClientKind::Application => fastrand::i64(MIN_LIFETIME..=90 * MINUTE),
     }
-}
-
-/// One key for all fake Entras of a process: making one takes a tenth of a second, and a test
-/// suite starts hundreds.
-fn process_key() -> Result<Key> {
-    static KEY: Mutex<Option<Key>> = Mutex::new(None);
-    let mut slot = lock(&KEY);
-    if let Some(key) = &*slot {
-        return Ok(key.clone());
-    }
-    let key = Key::generate(KeyType::Rsa2048)?;
-    *slot = Some(key.clone());
-    Ok(key)
 }
 
 const MINUTE: i64 = 60;

@@ -457,3 +457,356 @@ fn first<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
         Audience::Many(many) => many.join(" "),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fixture::Fixture, *};
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    const NOW: i64 = 1_790_000_000;
+    const REQUEST: &str = "11111111-2222-4333-8444-555555555555";
+    const JSON: &[(HeaderName, &str)] = &[(header::CONTENT_TYPE, "application/json")];
+
+    fn answer(
+        status: u16,
+        headers: &[(HeaderName, &str)],
+        body: &[u8],
+    ) -> Result<IssuedToken, ExchangeError> {
+        let fixture = Fixture::new("https://login.microsoftonline.com");
+        let headers = headers.iter();
+        let reply = Reply {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: (headers.map(|(n, v)| (n.clone(), HeaderValue::from_str(v).unwrap())))
+                .collect(),
+            body: Zeroizing::new(body.to_vec()),
+        };
+        let asked = Asked {
+            request: fixture.request(),
+            request_id: REQUEST,
+        };
+        read(&reply, &asked, NOW)
+    }
+
+    fn granted(change: impl FnOnce(&mut Value)) -> Result<IssuedToken, ExchangeError> {
+        let mut body = json!({
+            "token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599,
+            "access_token": "eyJ0.eyJ1dGkiOiJBYmNfLTEyMyJ9.c2ln",
+        });
+        change(&mut body);
+        answer(200, JSON, body.to_string().as_bytes())
+    }
+
+    fn refusal(status: u16, code: u32, text: &str) -> ExchangeError {
+        let body = json!({
+            "error": "invalid_client",
+            "error_description": format!("AADSTS{code}: {text} Trace ID: t Correlation ID: c"),
+            "error_codes": [code],
+            "correlation_id": "f6e5b5e2-0000-4000-8000-000000000000",
+        });
+        answer(status, JSON, body.to_string().as_bytes()).unwrap_err()
+    }
+
+    #[test]
+    fn a_token_is_taken_with_all_that_comes_with_it() {
+        let token = granted(|_| {}).unwrap();
+        assert_eq!(
+            token.access_token.expose(),
+            "eyJ0.eyJ1dGkiOiJBYmNfLTEyMyJ9.c2ln"
+        );
+        assert_eq!(token.lifetime, Duration::from_secs(3599));
+        assert_eq!(token.refresh_in, None);
+        assert_eq!(token.correlation_id.as_deref(), Some(REQUEST));
+        assert_eq!(token.uti.as_deref(), Some("Abc_-123"));
+        let token = granted(|b| {
+            b["expires_in"] = json!("86400");
+            b["refresh_in"] = json!("43200");
+            b["token_type"] = json!("bearer");
+            b["access_token"] = json!("opaque~token");
+        });
+        let token = token.unwrap();
+        assert_eq!(token.lifetime.as_secs(), 86400);
+        assert_eq!(token.refresh_in.unwrap().as_secs(), 43200);
+        assert_eq!(token.uti, None);
+    }
+
+    #[test]
+    fn an_echoed_request_id_is_believed() {
+        let body = br#"{"token_type":"Bearer","expires_in":60,"access_token":"x"}"#;
+        let echoed = "99999999-2222-4333-8444-555555555555";
+        let token = answer(200, &[(REQUEST_ID, echoed)], body).unwrap();
+        assert_eq!(token.correlation_id.as_deref(), Some(echoed));
+        let token = answer(200, &[(REQUEST_ID, "not an id")], body).unwrap();
+        assert_eq!(token.correlation_id.as_deref(), Some(REQUEST));
+    }
+
+    #[test]
+    fn lifetimes_are_bounded() {
+        let life =
+            |value: Value| granted(|b| b["expires_in"] = value).map(|t| t.lifetime.as_secs());
+        let most = LIFETIME_LIMIT.unsigned_abs();
+        for (value, seconds) in [
+            (json!(1), 1),
+            (json!(3599.9), 3599),
+            (json!(u64::MAX), most),
+            (json!(1e300), most),
+        ] {
+            assert_eq!(life(value).unwrap(), seconds);
+        }
+        for value in [
+            json!(0),
+            json!(-5),
+            json!("soon"),
+            json!("NaN"),
+            json!(null),
+            json!([1]),
+        ] {
+            assert_eq!(life(value).unwrap_err().report.code, "entra-bad-answer");
+        }
+        for value in [json!(0), json!(3599), json!(-1), json!("x"), json!({})] {
+            assert_eq!(
+                granted(|b| b["refresh_in"] = value).unwrap().refresh_in,
+                None
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_token_answer_is_refused() {
+        for (name, value) in [
+            ("access_token", json!("")),
+            ("access_token", json!("a b")),
+            ("access_token", json!("a\r\nX-Evil: 1")),
+            ("access_token", json!("ä")),
+            ("access_token", json!(17)),
+            ("access_token", Value::Null),
+            ("token_type", json!("pop")),
+            ("token_type", Value::Null),
+        ] {
+            let error = granted(|b| b[name] = value.clone()).unwrap_err();
+            assert_eq!(error.report.code, "entra-bad-answer", "{name} {value}");
+            assert_eq!(error.class, Class::Transient);
+            assert_eq!(error.report.correlation_id.as_deref(), Some(REQUEST));
+        }
+        for body in [
+            "",
+            "  \n",
+            "null",
+            "[]",
+            "\"x\"",
+            "{}",
+            "{\"access_token\":",
+            "\u{0}",
+        ] {
+            let error = answer(200, JSON, body.as_bytes()).unwrap_err();
+            assert_eq!(error.report.code, "entra-bad-answer", "{body:?}");
+        }
+    }
+
+    #[test]
+    fn the_table_decides_what_a_code_means() {
+        for entry in aadsts::entries() {
+            let error = refusal(400, entry.code, "Something about it.");
+            assert_eq!(error.report.code, entry.name());
+            assert_eq!(error.report.title, entry.title);
+            assert_eq!((error.class, error.revokes), (entry.class, entry.revokes));
+            assert_eq!(error.report.retryable, is_retryable(entry.class));
+            assert_eq!(error.stale_assertion, entry.code == STALE);
+            assert!(!error.throttled);
+            assert!(
+                !error.report.fix.contains(['{', '}']),
+                "{}",
+                error.report.fix
+            );
+            let correlation = "f6e5b5e2-0000-4000-8000-000000000000";
+            assert_eq!(error.report.correlation_id.as_deref(), Some(correlation));
+            let detail = format!("{}: Something about it.", entry.name());
+            assert_eq!(error.report.detail, detail);
+        }
+    }
+
+    #[test]
+    fn fixes_speak_of_this_request() {
+        let fix = refusal(401, 700_213, "No.").report.fix;
+        for part in [
+            "spiffe://example.org/payments",
+            "https://oidc.example.org",
+            Fixture::CLIENT,
+        ] {
+            assert!(fix.contains(part), "{fix}");
+        }
+        assert!(
+            refusal(401, 700_212, "No.")
+                .report
+                .fix
+                .contains("api://AzureADTokenExchange`")
+        );
+        assert!(
+            refusal(400, 500_011, "No.")
+                .report
+                .fix
+                .contains("https://vault.azure.net")
+        );
+    }
+
+    #[test]
+    fn the_description_outweighs_error_codes() {
+        let body = |description: &str, codes: Value| {
+            let body = json!({"error": "invalid_client", "error_description": description,
+                              "error_codes": codes});
+            let error = answer(401, JSON, body.to_string().as_bytes()).unwrap_err();
+            error.report.code.to_string()
+        };
+        assert_eq!(body("AADSTS700213: No", json!([7_000_215])), "AADSTS700213");
+        assert_eq!(body("No code here", json!([700_211])), "AADSTS700211");
+        assert_eq!(body("", json!([700_211, 5])), "AADSTS700211");
+        assert_eq!(
+            body("no AADSTS1: at its beginning", json!([])),
+            "entra-refused"
+        );
+        assert_eq!(body("x", json!("700211")), "entra-refused");
+        assert_eq!(body("x", json!([-1])), "entra-refused");
+    }
+
+    #[test]
+    fn unknown_codes_say_so_and_follow_the_status() {
+        let error = refusal(400, 1_234_567, "Something new.");
+        assert_eq!(error.report.code, "AADSTS1234567");
+        assert_eq!(error.class, Class::Misconfigured);
+        assert!(error.report.fix.contains("error?code=1234567"));
+        assert!(!error.revokes && !error.report.retryable);
+        assert_eq!(
+            refusal(503, 1_234_567, "Something new.").class,
+            Class::Transient
+        );
+    }
+
+    #[test]
+    fn without_a_code_the_error_and_the_status_are_told() {
+        let body = br#"{"error":"invalid_client","error_description":"Client says no."}"#;
+        let error = answer(401, JSON, body).unwrap_err();
+        assert_eq!(
+            (&*error.report.code, error.class),
+            ("entra-refused", Class::Misconfigured)
+        );
+        let detail = &error.report.detail;
+        assert!(detail.contains("HTTP 401") && detail.contains("invalid_client: Client says"));
+        let error = answer(200, JSON, br#"{"error":"invalid_grant"}"#).unwrap_err();
+        assert_eq!(error.report.code, "entra-refused");
+        assert_eq!(
+            answer(404, &[], b"gone").unwrap_err().report.code,
+            "entra-refused"
+        );
+        let error = answer(503, &[], b"busy").unwrap_err();
+        assert_eq!(
+            (&*error.report.code, error.class),
+            ("entra-unavailable", Class::Transient)
+        );
+    }
+
+    #[test]
+    fn throttling_and_server_errors_decide_nothing() {
+        let error = answer(429, &[(header::RETRY_AFTER, "60")], b"Too Many Requests").unwrap_err();
+        assert_eq!(
+            (&*error.report.code, error.class),
+            ("entra-throttled", Class::Transient)
+        );
+        assert!(error.throttled && error.report.retryable);
+        assert_eq!(error.report.retry_after, Some(Duration::from_secs(60)));
+        for status in [429, 500, 503] {
+            let error = refusal(status, 7_000_112, "Disabled.");
+            assert_eq!(error.report.code, "AADSTS7000112");
+            assert_eq!((error.class, error.revokes), (Class::Transient, false));
+            assert_eq!(error.throttled, status == 429);
+            assert!(error.report.retryable);
+        }
+    }
+
+    #[test]
+    fn web_pages_are_named_for_what_they_are() {
+        let html = &[(header::CONTENT_TYPE, "text/html; charset=utf-8")][..];
+        for (status, headers, body, class) in [
+            (200, html, &b"<html>Log in</html>"[..], Class::Transient),
+            (200, &[][..], &b"\n <!DOCTYPE html>"[..], Class::Transient),
+            (511, html, &b""[..], Class::Transient),
+            (502, html, &b"<h1>Bad Gateway</h1>"[..], Class::Transient),
+            (404, html, &b"<h1>Not Found</h1>"[..], Class::Misconfigured),
+            (403, html, &b"<h1>Blocked</h1>"[..], Class::Misconfigured),
+        ] {
+            let error = answer(status, headers, body).unwrap_err();
+            assert_eq!(error.report.code, "entra-captive-portal", "{status}");
+            assert_eq!(error.class, class, "{status}");
+        }
+    }
+
+    #[test]
+    fn redirects_are_told_by_their_host_alone() {
+        let to = &[(header::LOCATION, "https://portal.example/login?back=secret")];
+        let error = answer(302, to, b"").unwrap_err();
+        assert_eq!(
+            (&*error.report.code, error.class),
+            ("entra-redirect", Class::Misconfigured)
+        );
+        assert!(
+            error.report.detail.contains("https://portal.example;"),
+            "{}",
+            error.report.detail
+        );
+        assert!(!error.report.detail.contains("secret"));
+        assert_eq!(
+            answer(308, &[], b"").unwrap_err().report.code,
+            "entra-redirect"
+        );
+    }
+
+    #[test]
+    fn a_stale_assertion_names_the_clock() {
+        let text = "Client assertion is not within its valid time range. Current time: \
+                    2026-09-21T14:43:20.0000000Z, assertion valid from 2026-09-21T14:10:00.0000000Z, \
+                    expiry time of assertion 2026-09-21T14:15:00.0000000Z.";
+        let error = refusal(401, STALE, text);
+        assert!(error.stale_assertion && !error.revokes);
+        let says = "this machine's clock is 1800 s behind Entra's. AADSTS700024:";
+        assert!(
+            error.report.detail.starts_with(says),
+            "{}",
+            error.report.detail
+        );
+        assert!(
+            refusal(401, STALE, "Other words.")
+                .report
+                .detail
+                .starts_with("AADSTS700024")
+        );
+    }
+
+    #[test]
+    fn nothing_secret_is_in_an_error() {
+        let fixture = Fixture::new("https://login.microsoftonline.com");
+        let assertion = fixture.assertion.token.expose();
+        let error = refusal(400, 50_027, &format!("The JWT '{assertion}' is malformed."));
+        assert!(error.report.detail.contains("'[redacted]'"));
+        let shown = format!("{error:?}");
+        for part in assertion.split('.') {
+            assert!(!shown.contains(part), "{shown}");
+        }
+        let token = granted(|b| b["token_type"] = json!("pop")).unwrap_err();
+        assert!(!format!("{token:?}").contains("eyJ"));
+        assert!(!format!("{:?}", granted(|_| {}).unwrap()).contains("eyJ"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_answered(
+            status in 200..600u16,
+            body in prop::collection::vec(any::<u8>(), 0..200),
+            text in "\\PC{0,60}",
+        ) {
+            let _ = answer(status, &[], &body);
+            let json = json!({"error": text, "error_description": text, "error_codes": [text],
+                              "access_token": text, "correlation_id": text, "expires_in": text});
+            prop_assert!(answer(status, JSON, json.to_string().as_bytes()).is_err());
+        }
+    }
+}

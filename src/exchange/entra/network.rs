@@ -93,16 +93,21 @@ fn tls_fix(error: &reqwest::Error, cause: &str) -> Option<&'static str> {
     let of_tls = |e: &io::Error| {
         e.raw_os_error().is_none()
             && matches!(
-                e.kind(),
+                innermost(e).kind(),
                 io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
             )
     };
     if !chain(error).filter_map(|e| e.downcast_ref()).any(of_tls) {
         return None;
     }
+    Some(tls_advice(cause))
+}
+
+/// By the words of rustls, which has no other way to say it through an HTTP client.
+fn tls_advice(cause: &str) -> &'static str {
     let has = |words: &[&str]| words.iter().any(|w| cause.contains(w));
-    Some(if has(&["UnknownIssuer", "CaUsedAsEndEntity"]) {
-        "no trusted CA signed the certificate. If a proxy opens TLS on the way, or the authority is a \
+    if has(&["UnknownIssuer", "BadSignature", "CaUsedAsEndEntity"]) {
+        "no trusted CA signed the certificate (`BadSignature`: a CA of the same name has another key). If a proxy opens TLS on the way, or the authority is a \
          private one, set `entra.ca_file` to its CA; otherwise update the system's CA certificates"
     } else if has(&["expired", "Expired", "not valid yet", "NotValidYet"]) {
         "the certificate is out of date, or this machine's clock is wrong: compare the clock with the \
@@ -113,5 +118,58 @@ fn tls_fix(error: &reqwest::Error, cause: &str) -> Option<&'static str> {
     } else {
         "the host does not speak TLS as it should: check `entra.authority` and its port, and whether a \
          proxy or firewall interferes"
-    })
+    }
+}
+
+/// An [`io::Error`] wrapped in another is no link of the chain: the source of the outer one is that
+/// of the inner one.
+fn innermost(mut error: &io::Error) -> &io::Error {
+    while let Some(inner) = error.get_ref().and_then(|e| e.downcast_ref()) {
+        error = inner;
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_goes_by_what_is_wrong_with_the_certificate() {
+        for (cause, advice) in [
+            ("invalid peer certificate: UnknownIssuer", "entra.ca_file"),
+            (
+                "invalid peer certificate: certificate expired: verification time 2",
+                "clock",
+            ),
+            (
+                "invalid peer certificate: certificate not valid yet: verification",
+                "clock",
+            ),
+            (
+                "invalid peer certificate: certificate not valid for name \"a\"",
+                "captive portal",
+            ),
+            (
+                "received corrupt message of type InvalidContentType",
+                "does not speak TLS",
+            ),
+            ("tls handshake eof", "does not speak TLS"),
+        ] {
+            assert!(
+                tls_advice(cause).contains(advice),
+                "{cause}: {}",
+                tls_advice(cause)
+            );
+        }
+    }
+
+    #[test]
+    fn nested_io_errors_are_unwrapped() {
+        let inner = io::Error::new(io::ErrorKind::InvalidData, "bad");
+        let outer = io::Error::other(io::Error::other(inner));
+        assert_eq!(innermost(&outer).kind(), io::ErrorKind::InvalidData);
+        let plain = io::Error::from(io::ErrorKind::NotFound);
+        assert_eq!(innermost(&plain).kind(), io::ErrorKind::NotFound);
+    }
 }

@@ -151,3 +151,151 @@ impl TimeRange {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    const ASSERTION: &str = "eyJhbGciOiJSUzI1NiIsImtpZCI6ImsxIn0.\
+        eyJzdWIiOiJzcGlmZmU6Ly9leGFtcGxlLm9yZy9wYXkifQ.c2lnbmF0dXJlLXNpZ25hdHVyZS1zaWduYXR1cmU";
+
+    #[test]
+    fn descriptions_lose_their_tail_and_their_line_breaks() {
+        let text = "AADSTS700213: No matching\r\n record.\u{1b}[0m Trace ID: 3939d04c Correlation \
+                    ID: f6e5 Timestamp: 2026-01-30 10:34:24Z";
+        assert_eq!(
+            clean(text, ASSERTION),
+            "AADSTS700213: No matching record. [0m"
+        );
+        assert_eq!(clean("", ASSERTION), "");
+        let long = clean(&"ä".repeat(700), ASSERTION);
+        assert_eq!(long.chars().count(), LIMIT + 1);
+    }
+
+    #[test]
+    fn a_repeated_assertion_is_redacted_whole_or_in_pieces() {
+        let [header, payload, signature] = ASSERTION.split('.').collect::<Vec<_>>()[..] else {
+            unreachable!()
+        };
+        let wrapped = format!("{}\n{}", &ASSERTION[..50], &ASSERTION[50..]);
+        for reflected in [
+            ASSERTION.to_owned(),
+            format!("bad token '{ASSERTION}'."),
+            format!("client_assertion={ASSERTION}&scope=x"),
+            format!("part {payload} alone"),
+            format!("signature {signature}"),
+            format!("x{header}y"),
+            format!("beginning {}", &ASSERTION[..ASSERTION.len() - 9]),
+            wrapped,
+        ] {
+            let shown = clean(&reflected, ASSERTION);
+            assert!(shown.contains("[redacted]"), "{shown}");
+            for piece in [&header[..20], &payload[3..30], &signature[..20]] {
+                assert!(!shown.contains(piece), "{shown}");
+            }
+        }
+        let other = clean("eyJhbGciOiJub25lIn0.e30.", "");
+        assert_eq!(other, "[redacted]");
+    }
+
+    #[test]
+    fn what_is_no_token_is_shown() {
+        let text = "subject 'spiffe://example.org/ns/a-quite-long-name/sa/payments' of client \
+                    0f8fad5b-d9cb-469f-a165-70867728950e at https://learn.microsoft.com/entra/x";
+        assert_eq!(clean(text, ASSERTION), text);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_bounded() {
+        let now = 1_790_000_000;
+        let with = |value: &str, date: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_str(value).unwrap());
+            if let Some(date) = date {
+                headers.insert(header::DATE, HeaderValue::from_str(date).unwrap());
+            }
+            retry_after(&headers, now).map(|d| d.as_secs())
+        };
+        assert_eq!(with("60", None), Some(60));
+        assert_eq!(with(" 0 ", None), Some(0));
+        assert_eq!(with("86400", None), Some(3600));
+        assert_eq!(with("99999999999999999999999", None), Some(3600));
+        assert_eq!(with("Mon, 21 Sep 2026 14:14:20 GMT", None), Some(60));
+        assert_eq!(with("Mon, 21 Sep 2026 14:13:00 GMT", None), Some(0));
+        let date = Some("Mon, 21 Sep 2026 14:13:20 GMT");
+        assert_eq!(with("Mon, 21 Sep 2026 14:13:25 GMT", date), Some(5));
+        assert_eq!(with("soon", None), None);
+        assert_eq!(with("-1", None), None);
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn the_clock_that_is_off_is_named() {
+        let text = |now: &str, from: &str, until: &str| {
+            format!(
+                "AADSTS700024: Client assertion is not within its valid time range. Current time: \
+                 {now}, assertion valid from {from}, expiry time of assertion {until}. Review the \
+                 documentation at https://learn.microsoft.com/x"
+            )
+        };
+        let description = text(
+            "2026-09-21T14:13:20.1234567Z",
+            "2026-09-21T14:00:00.0000000Z",
+            "2026-09-21T14:05:00.0000000Z",
+        );
+        let range = TimeRange::parse(&description).unwrap();
+        assert_eq!(
+            range,
+            TimeRange {
+                current: 1_790_000_000,
+                from: Some(1_790_000_000 - 800),
+                until: Some(1_790_000_000 - 500),
+            }
+        );
+        let agree = range.verdict(1_790_000_010);
+        assert!(
+            agree.contains("agree") && agree.contains("ended 500 s before"),
+            "{agree}"
+        );
+        let behind = range.verdict(1_790_000_000 - 900);
+        assert_eq!(behind, "this machine's clock is 900 s behind Entra's");
+        let ahead = range.verdict(1_790_000_000 + 31);
+        assert_eq!(ahead, "this machine's clock is 31 s ahead of Entra's");
+        let early = text(
+            "2026-09-21T14:13:20Z",
+            "2026-09-21T14:20:00Z",
+            "2026-09-21T14:25:00Z",
+        );
+        let early = TimeRange::parse(&early).unwrap().verdict(1_790_000_000);
+        assert!(early.contains("SPIRE server's clock is ahead"), "{early}");
+        assert_eq!(TimeRange::parse("AADSTS700024: other words"), None);
+        assert_eq!(TimeRange::parse("Current time: yesterday, …"), None);
+        let bare = TimeRange::parse("Current time: 2026-09-21T14:13:20Z").unwrap();
+        assert_eq!(
+            bare.verdict(1_790_000_000),
+            "this machine's clock and Entra's agree"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_cleaned(text in "\\PC{0,80}(eyJ[a-zA-Z0-9_.-]{0,40})?[\\x00-\\x7f]{0,40}") {
+            let shown = clean(&text, ASSERTION);
+            prop_assert!(!shown.chars().any(char::is_control));
+            let _ = TimeRange::parse(&text);
+        }
+
+        #[test]
+        fn no_half_of_the_assertion_gets_through(
+            before in "[ -~]{0,20}",
+            from in 0..60usize,
+            length in 40..100usize,
+        ) {
+            let piece = &ASSERTION[from..(from + length).min(ASSERTION.len())];
+            let shown = clean(&format!("{before} {piece}"), ASSERTION);
+            prop_assert!(!shown.contains(piece), "{}", shown);
+        }
+    }
+}

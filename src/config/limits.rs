@@ -1,0 +1,103 @@
+//! `[limits]` and `[metrics]`: bounds and periods, each within sense.
+
+use std::{net::SocketAddr, time::Duration};
+
+use toml::{Spanned, de::DeValue};
+
+use super::{
+    Limits,
+    diagnostics::Fault,
+    raw::Table,
+    values::{self, show_duration},
+};
+
+/// Reads `[limits]`.
+pub(super) fn limits(table: &mut Table<'_>) -> Limits {
+    let usual = Limits::default();
+    Limits {
+        revoke_after: duration(table, "revoke_after", secs(10), secs(24 * 3600))
+            .unwrap_or(usual.revoke_after),
+        resources_per_identity: count(table, "resources_per_identity", 4096)
+            .unwrap_or(usual.resources_per_identity),
+        exchanges_per_minute: table
+            .number("exchanges_per_minute", 1, 6000)
+            .and_then(|n| u32::try_from(n.into_inner()).ok())
+            .unwrap_or(usual.exchanges_per_minute),
+        connections_per_uid: count(table, "connections_per_uid", MAX_CONNECTIONS)
+            .unwrap_or(usual.connections_per_uid),
+        drain: duration(table, "drain", Duration::ZERO, secs(300)).unwrap_or(usual.drain),
+    }
+}
+
+/// Reads `[metrics]`: the address to be scraped at.
+pub(super) fn metrics(table: &mut Table<'_>) -> Option<SocketAddr> {
+    let remote = table.flag("allow_remote").unwrap_or(false);
+    let address = |text: &str| {
+        let address: SocketAddr = text.parse().map_err(|_error| {
+            Fault::new(
+                format!("`{text}` is no address"),
+                "write an IP address and a port, such as \"127.0.0.1:9464\"",
+            )
+        })?;
+        if !address.ip().is_loopback() && !remote {
+            return Err(Fault::new(
+                "the metrics name identities and tenants, and this address is open to other \
+                 machines",
+                "write 127.0.0.1, or set `allow_remote = true` in [metrics]",
+            ));
+        }
+        Ok(address)
+    };
+    table.required(
+        "listen",
+        "where to listen, such as \"127.0.0.1:9464\"",
+        address,
+    )
+}
+
+/// A number of things, at least one.
+pub(super) fn count(table: &mut Table<'_>, key: &'static str, max: u64) -> Option<usize> {
+    let number = table.number(key, 1, max)?;
+    usize::try_from(number.into_inner()).ok()
+}
+
+/// `"5m"`, or a number of seconds.
+pub(super) fn duration(
+    table: &mut Table<'_>,
+    key: &'static str,
+    min: Duration,
+    max: Duration,
+) -> Option<Duration> {
+    let value = table.value(key)?;
+    let parsed = parse_duration(value).and_then(|duration| {
+        if (min..=max).contains(&duration) {
+            return Ok(duration);
+        }
+        Err(Fault::new(
+            format!("`{key}` is out of range"),
+            format!("write {} to {}", show_duration(min), show_duration(max)),
+        ))
+    });
+    table.reading().keep(&value.span(), parsed)
+}
+
+fn parse_duration(value: &Spanned<DeValue<'_>>) -> Result<Duration, Fault> {
+    match value.get_ref() {
+        DeValue::String(text) => values::duration(text),
+        DeValue::Integer(number) if number.radix() == 10 => {
+            // A unit is what is missing; a number too large for it is said to be no duration.
+            values::duration(&format!("{}s", number.as_str()))
+        }
+        other => Err(Fault::new(
+            format!("this is {}, and no duration", super::raw::kind(other)),
+            "write a number of seconds, or a string such as \"5m\"",
+        )),
+    }
+}
+
+const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+/// More than a process has descriptors for, anywhere.
+pub(super) const MAX_CONNECTIONS: u64 = 65_536;

@@ -1,0 +1,478 @@
+//! From files to a [`Plan`]: reads everything, notes every mistake, and decides what they cost.
+//!
+//! A mistake inside one `[[identity]]` costs that identity. Any other costs the whole: a file that
+//! cannot be parsed (an included one too, for it is not known which identities it held), a key or
+//! table outside the identities, who may write the files.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    sync::Arc,
+};
+
+use toml::{Spanned, de::DeTable};
+
+use super::{
+    Environment, Limits, Listener, Mistakes, Plan, Quarantined,
+    accounts::Directory,
+    callers::{self, Purpose},
+    diagnostics::{Fault, Mistake, Sink, Source},
+    federation,
+    files::Files,
+    identity, limits, listen,
+    listen::Access,
+    raw::{Reading, Table},
+    trust::{self, Defaults},
+};
+
+/// Reads the configuration in `path`, in the light of `environment`.
+pub fn load_in(path: &Path, environment: &Environment) -> Result<Plan, Mistakes> {
+    let sink = Sink::default();
+    let plan = read(path, environment, &sink);
+    let (mut mistakes, mut warnings) = sink.into_parts();
+    in_order(&mut warnings);
+    let Some(read) = plan else {
+        in_order(&mut mistakes);
+        return Err(mistakes.into_iter().collect());
+    };
+    let global = !mistakes.is_empty();
+    mistakes.extend(read.of_identities);
+    in_order(&mut mistakes);
+    let mut plan = read.plan;
+    // With none left there is nothing to start.
+    if global || plan.identities.is_empty() {
+        return Err(mistakes.into_iter().collect());
+    }
+    plan.mistakes = mistakes.into_iter().collect();
+    plan.warnings = warnings;
+    Ok(plan)
+}
+
+/// A plan, and the mistakes that quarantined identities.
+struct Outcome {
+    plan: Plan,
+    of_identities: Vec<Mistake>,
+}
+
+fn read(path: &Path, environment: &Environment, sink: &Sink) -> Option<Outcome> {
+    let files = Files::new(environment.uid);
+    let directory = Directory::new(
+        environment.accounts.as_ref(),
+        environment.overflow_uid,
+        environment.overflow_gid,
+    );
+    let main = files.read(path, sink)?;
+    let document = parse(&main, sink)?;
+    let mut root = root(&main, &document, sink);
+
+    let included = included(&mut root, &files, path);
+    let documents: Vec<_> = included.iter().map(|source| parse(source, sink)).collect();
+
+    let mut settings = Settings::read(&mut root, environment, &files, &directory);
+    let mut tables: Vec<(&Source, Table<'_>)> = Vec::new();
+    tables.extend(
+        root.tables("identity")
+            .into_iter()
+            .map(|table| (&main, table)),
+    );
+    root.finish();
+    for (source, document) in included.iter().zip(&documents) {
+        let Some(document) = document else { continue };
+        let mut root = self::root(source, document, sink);
+        tables.extend(
+            root.tables("identity")
+                .into_iter()
+                .map(|table| (source, table)),
+        );
+        root.elsewhere(MAIN_FILE_ONLY);
+        root.finish();
+    }
+    if tables.is_empty() {
+        sink.mistake(Mistake::about(
+            path,
+            "there is no [[identity]], so there is nothing to do",
+            "add one, with its name, spiffe_id, client_id, resources and callers",
+        ));
+    }
+
+    let mut identities: Vec<_> = tables
+        .into_iter()
+        .map(|(source, table)| {
+            identity::read(source, table, settings.defaults.as_ref(), &directory)
+        })
+        .collect();
+    name_once(&mut identities);
+    let listeners = settings.listeners(&identities);
+    if let Some(listeners) = &listeners {
+        let reach = Reach {
+            listeners,
+            us: (environment.uid, environment.gid),
+            directory: &directory,
+        };
+        for identity in &mut identities {
+            reach.identity(identity);
+        }
+        reach.admins(&settings.admins, settings.reading);
+    }
+    settings.assemble(listeners, identities, environment)
+}
+
+/// Parses a file; a file with syntax errors (there may be several) is not looked at further, for
+/// what is left of it means something else.
+fn parse<'a>(source: &'a Source, sink: &Sink) -> Option<Spanned<DeTable<'a>>> {
+    let (document, errors) = DeTable::parse_recoverable(&source.text);
+    for error in &errors {
+        let span = error.span().unwrap_or(0..0);
+        sink.mistake(source.mistake(
+            &span,
+            Fault::new(format!("this is not TOML: {}", error.message()), ""),
+        ));
+    }
+    errors.is_empty().then_some(document)
+}
+
+fn root<'a>(source: &'a Source, document: &'a Spanned<DeTable<'a>>, sink: &'a Sink) -> Table<'a> {
+    Table::new(
+        "",
+        document.span(),
+        document.get_ref(),
+        Reading { source, sink },
+    )
+}
+
+fn included(root: &mut Table<'_>, files: &Files, main: &Path) -> Vec<Source> {
+    let Some(patterns) = root.texts("include") else {
+        return Vec::new();
+    };
+    let paths = files.included(main, patterns.get_ref(), root.reading());
+    let sink = root.reading().sink;
+    paths
+        .iter()
+        .filter_map(|path| files.read(path, sink))
+        .collect()
+}
+
+/// Everything outside the identities.
+struct Settings<'a> {
+    reading: Reading<'a>,
+    workload_api: Option<super::WorkloadApi>,
+    entra: Option<super::Entra>,
+    defaults: Option<Defaults>,
+    federation: Option<super::Federation>,
+    listen: Vec<Option<listen::Read<'a>>>,
+    listen_given: bool,
+    admins: Vec<callers::At>,
+    metrics: Option<std::net::SocketAddr>,
+    limits: Limits,
+}
+
+impl<'a> Settings<'a> {
+    fn read(
+        root: &mut Table<'a>,
+        environment: &Environment,
+        files: &Files,
+        directory: &Directory<'_>,
+    ) -> Self {
+        let reading = root.reading();
+        let mut workload = root.table("workload_api");
+        let mut entra = root.table("entra");
+        let mut federate = root.table("federation");
+        let loopback = trust::allow_http_loopback(entra.as_mut());
+        let (workload_api, issuer) =
+            trust::workload_api(workload.as_mut(), environment, loopback, reading.sink);
+        let read = trust::entra(entra.as_mut(), loopback, issuer, files, environment.now);
+        let (entra_plan, defaults) = read.unzip();
+        let federation = defaults
+            .as_ref()
+            .map(|defaults| federation::federation(federate.as_mut(), defaults, loopback));
+        for table in [workload, entra, federate].into_iter().flatten() {
+            table.finish();
+        }
+        let listen_given = root.has("listen");
+        let listen = root.tables("listen");
+        let listen = listen
+            .into_iter()
+            .map(|t| listen::read(t, directory))
+            .collect();
+        let admins = callers::rules(root, "admins", Purpose::Admins, directory);
+        let metrics = root.table("metrics").and_then(|mut table| {
+            let address = limits::metrics(&mut table);
+            table.finish();
+            address
+        });
+        let limits = root.table("limits").map(|mut table| {
+            let limits = limits::limits(&mut table);
+            table.finish();
+            limits
+        });
+        Self {
+            reading,
+            workload_api,
+            entra: entra_plan,
+            defaults,
+            federation,
+            listen,
+            listen_given,
+            admins,
+            metrics,
+            limits: limits.unwrap_or_default(),
+        }
+    }
+
+    /// The sockets, or nothing where one of them has a mistake.
+    fn listeners(&mut self, identities: &[identity::Read<'_>]) -> Option<Vec<Listener>> {
+        if !self.listen_given {
+            return Some(vec![listen::default_listener()]);
+        }
+        let before = self.reading.sink.count();
+        let names: Vec<&str> = identities
+            .iter()
+            .filter_map(|i| i.name.as_deref())
+            .collect();
+        let known: BTreeSet<&str> = names.iter().copied().collect();
+        let endpoint = self.workload_api.as_ref().map(|api| &api.endpoint);
+        let mut earlier: Vec<&listen::Read<'_>> = Vec::new();
+        for read in self.listen.iter().flatten() {
+            read.check_identities(|name| known.contains(name), &names);
+            read.check_path(&earlier, endpoint);
+            earlier.push(read);
+        }
+        let sound = self.reading.sink.count() == before && self.listen.iter().all(Option::is_some);
+        let listeners: Vec<Listener> = self
+            .listen
+            .iter()
+            .flatten()
+            .map(|read| read.listener.clone())
+            .collect();
+        (sound && !listeners.is_empty()).then_some(listeners)
+    }
+
+    /// `None` only where something is missing that has its mistake in the sink already.
+    fn assemble(
+        self,
+        listeners: Option<Vec<Listener>>,
+        identities: Vec<identity::Read<'_>>,
+        environment: &Environment,
+    ) -> Option<Outcome> {
+        let sink = self.reading.sink;
+        let (mut sound, mut quarantined, mut of_identities) = (Vec::new(), Vec::new(), Vec::new());
+        for read in identities {
+            read.warnings
+                .into_iter()
+                .for_each(|warning| sink.warn(warning));
+            if read.mistakes.is_empty() {
+                sound.extend(read.identity.map(Arc::new));
+                continue;
+            }
+            quarantined.push(Quarantined {
+                name: read.name.unwrap_or_else(|| read.source.place(&read.span)),
+                mistakes: read.mistakes.iter().map(ToString::to_string).collect(),
+            });
+            of_identities.extend(read.mistakes);
+        }
+        let own_uid_tells_us = environment.uid != environment.overflow_uid;
+        if !own_uid_tells_us {
+            sink.warn(Mistake::general(
+                format!(
+                    "uid {} is the kernel's overflow uid, which every unmapped user has: the \
+                     daemon's own uid does not count as an admin",
+                    environment.uid
+                ),
+                "run the daemon as a user of its own",
+            ));
+        }
+        // What is missing here has its mistake noted; the identities' are reported beside it.
+        let assembled = || {
+            Some(Plan {
+                workload_api: self.workload_api?,
+                entra: self.entra?,
+                listeners: listeners?,
+                admins: self.admins.into_iter().map(Spanned::into_inner).collect(),
+                metrics: self.metrics,
+                limits: self.limits,
+                identities: sound,
+                quarantined,
+                federation: self.federation?,
+                daemon_uid: own_uid_tells_us.then_some(environment.uid),
+                warnings: Vec::new(),
+                mistakes: Mistakes::new(),
+            })
+        };
+        match assembled() {
+            Some(plan) => Some(Outcome {
+                plan,
+                of_identities,
+            }),
+            None => {
+                of_identities
+                    .into_iter()
+                    .for_each(|mistake| sink.mistake(mistake));
+                None
+            }
+        }
+    }
+}
+
+/// Of two identities with one name, the second is in the wrong.
+fn name_once(identities: &mut [identity::Read<'_>]) {
+    let mut first: HashMap<String, String> = HashMap::new();
+    for read in identities {
+        let Some(name) = &read.name else { continue };
+        let place = read.source.place(&read.name_span);
+        let Some(earlier) = first.get(name) else {
+            first.insert(name.clone(), place);
+            continue;
+        };
+        let fault = Fault::new(
+            format!("there is another identity `{name}`, at {earlier}"),
+            "give each a name of its own",
+        );
+        read.mistakes
+            .push(read.source.mistake(&read.name_span, fault));
+        // Status must not show the sound one as quarantined.
+        read.name = Some(format!("{name} ({place})"));
+        read.identity = None;
+    }
+}
+
+/// Whether those whom policy allows can open a socket.
+struct Reach<'a> {
+    listeners: &'a [Listener],
+    us: (u32, u32),
+    directory: &'a Directory<'a>,
+}
+
+impl Reach<'_> {
+    fn identity(&self, read: &mut identity::Read<'_>) {
+        let Some(name) = read.name.clone() else {
+            return;
+        };
+        let serving: Vec<&Listener> = self
+            .listeners
+            .iter()
+            .filter(|l| {
+                l.identities
+                    .as_ref()
+                    .is_none_or(|names| names.contains(&name))
+            })
+            .collect();
+        if serving.is_empty() {
+            let fault = Fault::new(
+                format!("no [[listen]] serves `{name}`"),
+                "add it to the `identities` of one",
+            );
+            read.mistakes
+                .push(read.source.mistake(&read.name_span, fault));
+            return;
+        }
+        for rule in &read.rules {
+            match self.verdict(&serving, rule) {
+                Verdict::Open => {}
+                Verdict::Doubt(fault) => {
+                    read.warnings.push(read.source.mistake(&rule.span(), fault));
+                }
+                Verdict::Closed(fault) => {
+                    read.mistakes.push(read.source.mistake(&rule.span(), fault));
+                }
+            }
+        }
+    }
+
+    fn admins(&self, rules: &[callers::At], reading: Reading<'_>) {
+        let all: Vec<&Listener> = self.listeners.iter().collect();
+        for rule in rules {
+            if rule.get_ref().is_any() {
+                let message = "whoever can open a socket may see status and refresh";
+                reading.warn(&rule.span(), message.into(), "name users or groups");
+                continue;
+            }
+            match self.verdict(&all, rule) {
+                Verdict::Open => {}
+                Verdict::Doubt(fault) => reading.warn(&rule.span(), fault.message, &fault.fix),
+                Verdict::Closed(fault) => reading.mistake(&rule.span(), fault),
+            }
+        }
+    }
+
+    fn verdict(&self, sockets: &[&Listener], rule: &callers::At) -> Verdict {
+        let rule = rule.get_ref();
+        let described: Vec<String> = sockets
+            .iter()
+            .map(|l| listen::described(l, self.us))
+            .collect();
+        let described = described.join(", ");
+        if rule.is_any() {
+            let open = |l: &&&Listener| l.mode & listen::OTHER_WRITE != 0;
+            return match sockets.iter().find(open) {
+                Some(listener) => Verdict::Doubt(Fault::new(
+                    format!(
+                        "every local user may ask: everybody can open {}",
+                        listen::described(listener, self.us)
+                    ),
+                    "name users or groups, or close the socket with mode = \"0660\"",
+                )),
+                None => Verdict::Open,
+            };
+        }
+        let mut unknown = None;
+        for listener in sockets {
+            match listen::access(listener, rule, self.us, self.directory) {
+                Ok(Access::Open) => return Verdict::Open,
+                Ok(Access::Closed) => {}
+                Ok(Access::Unknown) => {
+                    unknown = Some("its groups are not known here".to_owned());
+                }
+                Err(error) => {
+                    unknown = Some(format!("its groups cannot be looked up ({error})"));
+                }
+            }
+        }
+        let fix = "set `group` in [[listen]] to a group of theirs, or mode = \"0666\" (policy \
+                   decides all the same who has which token)";
+        match unknown {
+            Some(why) => Verdict::Doubt(Fault::new(
+                format!(
+                    "perhaps `{}` cannot open a socket for this ({why}): {described}",
+                    rule.written
+                ),
+                "make sure that its processes have the socket's group, and say so by adding \
+                 `gid` to the entry",
+            )),
+            None => Verdict::Closed(Fault::new(
+                format!(
+                    "`{}` is allowed to ask, and the mode of the socket keeps it out: {described}",
+                    rule.written
+                ),
+                if rule.uid.is_some() {
+                    format!("{fix}; if its processes are given another group, add that as `gid`")
+                } else {
+                    fix.to_owned()
+                },
+            )),
+        }
+    }
+}
+
+enum Verdict {
+    Open,
+    Doubt(Fault),
+    Closed(Fault),
+}
+
+/// By file, line and column; what has no place comes first.
+fn in_order(mistakes: &mut [Mistake]) {
+    mistakes.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+}
+
+/// Where keys of the main file belong when they stand in an included one.
+const MAIN_FILE_ONLY: &[(&str, &str)] = &[
+    ("include", MAIN),
+    ("workload_api", MAIN),
+    ("entra", MAIN),
+    ("listen", MAIN),
+    ("admins", MAIN),
+    ("metrics", MAIN),
+    ("limits", MAIN),
+    ("federation", MAIN),
+];
+const MAIN: &str = "in the main file: included ones hold [[identity]] tables only";
