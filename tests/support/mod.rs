@@ -1,5 +1,6 @@
 //! Runs the real daemon against the lab and talks to it as a client would: over its socket.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of every test binary")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -47,6 +48,10 @@ pub struct Start {
     pub env: Vec<(String, String)>,
     /// Under which uid, when the test is root.
     pub uid: Option<u32>,
+    /// Where the socket is to be, when not in the daemon's own folder.
+    pub at: Option<PathBuf>,
+    /// What is run with the program's command line behind its own. `SOCKET` stands for the path.
+    pub launcher: Vec<String>,
 }
 
 impl Start {
@@ -57,6 +62,8 @@ impl Start {
             args: Vec::new(),
             env: Vec::new(),
             uid: None,
+            at: None,
+            launcher: Vec::new(),
         }
     }
 
@@ -67,6 +74,18 @@ impl Start {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Puts the socket elsewhere.
+    pub fn socket(mut self, path: &Path) -> Self {
+        self.at = Some(path.to_owned());
+        self
+    }
+
+    /// Starts it by way of another program that ends in exec.
+    pub fn launcher(mut self, command: &[&str]) -> Self {
+        self.launcher = command.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -83,7 +102,10 @@ impl Start {
     pub fn spawn(self) -> Daemon {
         let folder = tempfile::Builder::new().prefix("se-").tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let socket = folder.path().join("run").join("s");
+        let socket = self
+            .at
+            .clone()
+            .unwrap_or_else(|| folder.path().join("run").join("s"));
         let config = folder.path().join("config.toml");
         fs::write(
             &config,
@@ -91,7 +113,20 @@ impl Start {
         )
         .unwrap();
         let log = fs::File::create(folder.path().join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_spiffe-entra"));
+        let mut words: Vec<String> = self
+            .launcher
+            .iter()
+            .map(|word| {
+                if word == "SOCKET" {
+                    socket.display().to_string()
+                } else {
+                    word.clone()
+                }
+            })
+            .collect();
+        words.push(env!("CARGO_BIN_EXE_spiffe-entra").into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         command
             .arg("run")
             .args(&self.args)
@@ -155,7 +190,8 @@ impl Daemon {
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let start = Instant::now();
         while !condition() {
-            if let Some(status) = self.child.lock().unwrap().try_wait().unwrap() {
+            let ended = self.child.lock().unwrap().try_wait().unwrap();
+            if let Some(status) = ended {
                 panic!("the daemon ended ({status}) before: {what}\n{}", self.log());
             }
             assert!(
@@ -171,7 +207,8 @@ impl Daemon {
     pub fn wait(&self) -> i32 {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.child.lock().unwrap().try_wait().unwrap() {
+            let ended = self.child.lock().unwrap().try_wait().unwrap();
+            if let Some(status) = ended {
                 return status.code().unwrap_or(-1);
             }
             assert!(
@@ -201,7 +238,7 @@ impl Daemon {
         )
         .unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        stream.read_to_string(&mut answer).unwrap_or_else(|e| panic!("{e}\n{}", self.log()));
         let response = Response::parse(&answer);
         if let Some(token) = response.json().get("access_token").and_then(Value::as_str) {
             self.secret(token);
