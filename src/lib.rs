@@ -14,6 +14,7 @@
 
 pub mod assertion;
 pub mod caller;
+pub mod commands;
 pub mod config;
 pub mod exchange;
 pub mod id;
