@@ -16,6 +16,7 @@ build:
 # Everything. The tests with a real SPIRE want root and Go; without them they pass unrun and say so,
 # except where CI=true.
 test: packages
+	@set -x # shows what is done
 	if [[ $${CI:-} == true ]] || { [[ $$(id -u) == 0 ]] && command -v go >/dev/null; }; then
 	  tests/spire/build.sh
 	  tests/interop/build.sh
@@ -32,12 +33,13 @@ spire:
 	tests/interop/build.sh
 
 lint: packages
+	@set -x # shows what is done
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	# Read with the private items, as the modules' own guides are: links to them are fine.
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" \
 	  cargo doc --locked --workspace --no-deps --document-private-items
-	if ! cargo deny --version 2>/dev/null | grep -qF ' $(DENY_VERSION)'; then
+	if ! cargo deny --version 2>/dev/null | grep -F ' $(DENY_VERSION)' >/dev/null; then
 	  cargo install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)
 	fi
 	cargo deny --locked check --hide-inclusion-graph bans licenses sources

@@ -11,8 +11,8 @@ mod table;
 mod token;
 
 use std::{
-    os::unix::net::UnixListener,
     io::{self, Write},
+    os::unix::net::UnixListener,
     process::ExitCode,
 };
 

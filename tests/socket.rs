@@ -857,69 +857,6 @@ async fn grpc_over_http1_is_told_so() {
 }
 
 #[tokio::test]
-async fn the_audit_trail_tells_who_got_what_and_who_did_not() {
-    let log = served::Log::default();
-    let subscriber = tracing_subscriber::fmt().json().flatten_event(true);
-    // The runtime of this test has one thread, this one.
-    let _guard = tracing::subscriber::set_default(subscriber.with_writer(log.clone()).finish());
-
-    let world = World::start();
-    let mut connection = world.connect().await;
-    for _ in 0..3 {
-        connection.get(&format!("/v1/token?{VAULT}")).await;
-    }
-    connection
-        .get(&format!("/v1/token?{VAULT}&identity=orders"))
-        .await;
-    connection
-        .get("/v1/token?resource=https://graph.microsoft.com")
-        .await;
-    let mut report = Report::permanent("AADSTS700213", "t", "d", "f");
-    report.correlation_id = Some("c-2".into());
-    *world.entra.fails.lock().unwrap() = Some(report);
-    connection
-        .get("/v1/token?resource=https://storage.azure.com")
-        .await;
-    drop(connection);
-    world.stopped().await;
-
-    let lines: Vec<serde_json::Value> = log
-        .text()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .filter(|line: &serde_json::Value| line["target"] == "audit")
-        .collect();
-    let told: Vec<_> = lines
-        .iter()
-        .map(|line| {
-            let text = |field: &str| line[field].as_str().unwrap_or("-").to_owned();
-            let fields = [
-                "outcome",
-                "identity",
-                "spiffe_id",
-                "reason",
-                "correlation_id",
-                "uti",
-            ];
-            assert_eq!((&line["uid"], line["pid"].is_u64()), (&us().into(), true));
-            fields.map(text).join(" ")
-        })
-        .collect();
-    assert_eq!(
-        told,
-        [
-            "granted payments spiffe://example.org/payments - c0ffee uti-1",
-            "denied orders - identity-not-allowed - -",
-            "denied payments spiffe://example.org/payments resource-not-allowed - -",
-            "failed payments spiffe://example.org/payments AADSTS700213 c-2 -",
-            "repeated payments spiffe://example.org/payments - c0ffee uti-1",
-        ]
-    );
-    assert_eq!(lines[4]["repeats"], 2);
-    assert!(!log.text().contains("token-1"), "no token in any log line");
-}
-
-#[tokio::test]
 async fn a_watch_ends_when_the_process_that_connected_does() {
     let world = World::start();
     let mut other = Other::connect(&world.socket, None);

@@ -297,6 +297,7 @@ mod tests {
             resources: Resources::Any,
             callers: Vec::new(),
             expose_assertion: false,
+            federate: None,
         })
     }
 

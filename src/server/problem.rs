@@ -92,7 +92,7 @@ impl Problem {
             ),
             Denial::Ambiguous => Self::malformed(
                 "identity-needed",
-                "there is more than one identity for this caller on this socket",
+                "more than one identity of this caller on this socket is meant",
                 "name one of those that GET /v1/identities lists: identity=NAME",
             ),
             Denial::Resource => Self::forbidden(

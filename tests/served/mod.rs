@@ -501,10 +501,11 @@ fn in_force(plan: &Plan, tokens: &Tokens, generation: u64) -> Live {
 }
 
 fn plan(socket: &Path) -> Plan {
-    use spiffe_entra::config::{Endpoint, Entra, WorkloadApi};
+    use spiffe_entra::config::{Endpoint, Entra, Federation, Mistakes, WorkloadApi};
     Plan {
         workload_api: WorkloadApi {
             endpoint: Endpoint::Unix("/run/spire/api.sock".into()),
+            timeout: WorkloadApi::DEFAULT_TIMEOUT,
         },
         entra: Entra {
             ca_file: None,
@@ -539,6 +540,16 @@ fn plan(socket: &Path) -> Plan {
             )),
         ],
         quarantined: Vec::new(),
+        federation: Federation {
+            issuer: None,
+            owner: None,
+            sign_in: None,
+            graph_endpoint: "https://graph.microsoft.com".parse().unwrap(),
+            arm_endpoint: "https://management.azure.com".parse().unwrap(),
+        },
+        daemon_uid: Some(us()),
+        warnings: Vec::new(),
+        mistakes: Mistakes::default(),
     }
 }
 
@@ -566,6 +577,7 @@ pub fn identity(name: &str, client_id: &str, caller: u32) -> Identity {
         ),
         callers: vec![uid(caller)],
         expose_assertion: false,
+        federate: None,
     }
 }
 
