@@ -1,6 +1,7 @@
 //! Runs the real daemon against the lab and talks to it as a client would: over its socket.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(unreachable_pub, reason = "a module of every test binary")]
+#![allow(clippy::disallowed_methods, reason = "waits in real time")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
