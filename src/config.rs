@@ -24,6 +24,8 @@ mod listen;
 mod load;
 mod raw;
 mod reload;
+#[cfg(test)]
+pub(crate) mod testing;
 mod trust;
 mod values;
 
@@ -82,6 +84,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The identities that a socket serves.
+    pub fn identities_on(&self, listener: &Listener) -> Vec<&Identity> {
+        let served = |identity: &&Arc<Identity>| {
+            let names = listener.identities.as_ref();
+            names.is_none_or(|names| names.contains(&identity.name))
+        };
+        self.identities
+            .iter()
+            .filter(served)
+            .map(AsRef::as_ref)
+            .collect()
+    }
+
     /// The plan, unless an identity is quarantined.
     pub fn strict(self) -> Result<Self, Mistakes> {
         if self.mistakes.is_empty() {
@@ -115,6 +130,16 @@ pub enum Endpoint {
     Tcp(SocketAddr),
 }
 
+/// As the address that it is configured by.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
 /// How Entra is reached.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entra {
@@ -128,10 +153,17 @@ pub struct Entra {
     pub allow_http_loopback: bool,
 }
 
+impl Entra {
+    /// The proxy as it may be shown: without its user and password.
+    pub fn shown_proxy(&self) -> Option<Url> {
+        self.proxy.as_ref().map(values::without_credentials)
+    }
+}
+
 /// Without the proxy's password.
 impl fmt::Debug for Entra {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let proxy = self.proxy.as_ref().map(values::without_credentials);
+        let proxy = self.shown_proxy();
         f.debug_struct("Entra")
             .field("ca_file", &self.ca_file)
             .field("ca_only", &self.ca_only)

@@ -301,12 +301,16 @@ impl Sink {
     }
 }
 
-/// The one of `known` that was probably meant.
+/// The one of `known` that was probably meant: mistyped, or cut short.
 pub(super) fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let distance = |candidate: &str| {
+        let short = word.len() >= 3 && candidate.starts_with(word);
+        let distance = if short { 1 } else { edits(word, candidate) };
+        (distance <= candidate.len().max(word.len()) / 3).then_some(distance)
+    };
     known
         .into_iter()
-        .map(|candidate| (edits(word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.len().max(word.len()) / 3)
+        .filter_map(|candidate| Some((distance(candidate)?, candidate)))
         .min()
         .map(|(_, candidate)| candidate)
 }
@@ -469,7 +473,9 @@ mod tests {
         assert_eq!(closest("cleint_id", known), Some("client_id"));
         assert_eq!(closest("spiffeid", known), Some("spiffe_id"));
         assert_eq!(closest("tennant", known), Some("tenant"));
+        assert_eq!(closest("spiffe", known), Some("spiffe_id"));
         assert_eq!(closest("colour", known), None);
+        assert_eq!(closest("", known), None);
     }
 
     #[test]

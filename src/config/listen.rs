@@ -230,3 +230,247 @@ const OWNER_WRITE: u32 = 0o200;
 const DEFAULT_MODE: u32 = 0o660;
 const DEFAULT_MAX_CONNECTIONS: usize = 1024;
 pub(super) const DEFAULT_SOCKET: &str = "/run/spiffe-entra/spiffe-entra.sock";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{
+        accounts::fake::FakeAccounts,
+        testing::{HEAD, IDENTITY, given, identity_with, says},
+    };
+    use proptest::prelude::*;
+
+    fn with(listen: &str) -> crate::config::testing::Given {
+        given(&format!(
+            "{HEAD}{listen}{}",
+            identity_with("callers", "callers = [{ uid = 0 }]")
+        ))
+    }
+
+    #[test]
+    fn a_listener_is_what_was_written() {
+        let plan = with(
+            "[[listen]]\nsocket = \"/run/a.sock\"\nmode = \"0600\"\nowner = \"payments\"\n\
+             group = 2000\nidentities = [\"payments\"]\nmax_connections = 7\n\
+             [[listen]]\nsocket = \"/run/b.sock\"\n",
+        )
+        .fine();
+        assert_eq!(
+            plan.listeners[0],
+            Listener {
+                socket: "/run/a.sock".into(),
+                mode: 0o600,
+                owner: Some(1001),
+                group: Some(2000),
+                identities: Some(["payments".to_owned()].into()),
+                max_connections: 7,
+            }
+        );
+        assert_eq!(
+            plan.listeners[1],
+            Listener {
+                socket: "/run/b.sock".into(),
+                ..default_listener()
+            }
+        );
+    }
+
+    #[test]
+    fn without_a_listen_there_is_the_usual_socket() {
+        let plan = with("").fine();
+        assert_eq!(plan.listeners, [default_listener()]);
+        assert_eq!(plan.listeners[0].socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(
+            (plan.listeners[0].mode, plan.listeners[0].max_connections),
+            (0o660, 1024)
+        );
+    }
+
+    #[test]
+    fn a_mistake_in_a_listener_costs_the_whole() {
+        for (line, part) in [
+            ("", "[[listen]] has no `socket`"),
+            ("socket = \"a.sock\"", "no absolute path"),
+            (
+                "socket = \"/a\"\nmode = 660",
+                "`mode` of [[listen]] is a whole number",
+            ),
+            ("socket = \"/a\"\nmode = \"4660\"", "set-uid"),
+            ("socket = \"/a\"\nowner = \"who\"", "there is no user `who`"),
+            ("socket = \"/a\"\nowner = -1", "out of range"),
+            (
+                "socket = \"/a\"\ngroup = \"who\"",
+                "there is no group `who`",
+            ),
+            ("socket = \"/a\"\ngroup = true", "is true or false"),
+            ("socket = \"/a\"\nmax_connections = 0", "out of range"),
+            ("socket = \"/a\"\nidentities = []", "serves no identity"),
+            (
+                "socket = \"/a\"\nidentities = [\"paiments\"]",
+                "did you mean `payments`?",
+            ),
+            (
+                "socket = \"/a\"\nadmins = []",
+                "belongs at the top of the file",
+            ),
+            ("socket = \"/a\"\nmod = \"0600\"", "did you mean `mode`?"),
+            (
+                "socket = \"/a\"\n[[listen]]\nsocket = \"//a\"",
+                "another [[listen]] has this",
+            ),
+            (
+                "socket = \"/run/spire/agent/public/api.sock\"",
+                "socket of the SPIFFE Workload API",
+            ),
+        ] {
+            says(&with(&format!("[[listen]]\n{line}\n")).refused(), part);
+        }
+        says(
+            &with("[listen]\nsocket = \"/a\"\n").refused(),
+            "headed [[listen]]",
+        );
+    }
+
+    #[test]
+    fn a_listener_may_name_a_quarantined_identity() {
+        let bad = IDENTITY.replace("name = \"payments\"", "name = \"bad\"\nx = 1");
+        let listen = "[[listen]]\nsocket = \"/a\"\nmode = \"0666\"\n\
+                      identities = [\"bad\", \"payments\"]\n";
+        let given = given(&format!("{HEAD}{listen}{IDENTITY}{bad}"));
+        says(&given.quarantined(), "unknown key `x`");
+    }
+
+    /// The mistakes or warnings of an identity with these callers at this socket. The daemon is
+    /// uid 900 and gid 900; `payments` is uid 1001 in groups 1001 and 2000.
+    fn at(socket: &str, callers: &str) -> Result<Vec<String>, Vec<String>> {
+        let listen = format!("[[listen]]\nsocket = \"/run/a.sock\"\n{socket}\n");
+        let identity = identity_with("callers", &format!("callers = [{callers}]"));
+        let sound =
+            identity_with("callers", "callers = [\"any\"]").replace("\"payments\"\ns", "\"b\"\ns");
+        let given = given(&format!("{HEAD}{listen}{identity}{sound}"));
+        let plan = given.load().unwrap();
+        let warnings = given.lines(
+            plan.warnings
+                .iter()
+                .filter(|w| !w.message.contains("every local")),
+        );
+        if plan.mistakes.is_empty() {
+            Ok(warnings)
+        } else {
+            Err(given.lines(&plan.mistakes))
+        }
+    }
+
+    #[test]
+    fn who_is_allowed_and_kept_out_by_the_mode_is_a_mistake() {
+        let keeps_out = |socket: &str, callers: &str| {
+            let mistakes = at(socket, callers).expect_err(socket);
+            says(
+                &mistakes,
+                "the mode of the socket keeps it out: /run/a.sock (mode",
+            );
+        };
+        let lets_in = |socket: &str, callers: &str| {
+            assert_eq!(at(socket, callers), Ok(vec![]), "{socket} {callers}");
+        };
+        let user = "{ user = \"payments\" }";
+        let group = "{ gid = 2000 }";
+        // Unset, the socket belongs to the daemon: uid 900, gid 900.
+        keeps_out("", user);
+        keeps_out("", group);
+        lets_in("", "{ gid = 900 }");
+        lets_in("", "{ uid = 900 }");
+        lets_in("mode = \"0666\"", user);
+        lets_in("mode = \"0666\"", group);
+        lets_in("group = \"tokens\"", user);
+        lets_in("group = \"tokens\"", group);
+        lets_in("group = \"payments\"", user);
+        keeps_out("group = \"payments\"", group);
+        lets_in("owner = \"payments\"", user);
+        // The owner has the owner's bits, a member the group's, whatever others may.
+        keeps_out("owner = \"payments\"\nmode = \"0066\"", user);
+        keeps_out("group = \"tokens\"\nmode = \"0606\"", user);
+        keeps_out("group = \"tokens\"\nmode = \"0606\"", group);
+        keeps_out("group = \"tokens\"\nmode = \"0640\"", user);
+        // Root passes, and any is whoever can.
+        lets_in("mode = \"0000\"", "{ uid = 0 }");
+        lets_in("mode = \"0600\"", "\"any\"");
+        // What the entry demands, its callers have: started with a supplementary group, say.
+        keeps_out("group = 3000", user);
+        lets_in("group = 3000", "{ user = \"payments\", gid = 3000 }");
+        keeps_out("group = 3000", "{ user = \"orders\", gid = 2000 }");
+    }
+
+    #[test]
+    fn groups_that_are_not_known_here_are_a_warning() {
+        let warned = at("group = \"tokens\"", "{ uid = 5000 }").unwrap();
+        says(&warned, "perhaps `{ uid = 5000 }` cannot open a socket");
+        assert_eq!(
+            at("group = \"tokens\"", "{ uid = 5000, gid = 2000 }"),
+            Ok(vec![])
+        );
+        assert_eq!(at("mode = \"0666\"", "{ uid = 5000 }"), Ok(vec![]));
+        assert!(at("mode = \"0600\"", "{ uid = 5000 }").is_err());
+    }
+
+    #[test]
+    fn one_socket_that_lets_a_caller_in_is_enough() {
+        let two = "[[listen]]\nsocket = \"/a\"\n\
+                   [[listen]]\nsocket = \"/b\"\ngroup = \"tokens\"\n";
+        given(&format!("{HEAD}{two}{IDENTITY}")).fine();
+        // But it must serve the identity.
+        let other = IDENTITY.replace("name = \"payments\"", "name = \"other\"");
+        let other = other.replace("{ user = \"payments\" }", "{ uid = 0 }");
+        let two = format!("{two}identities = [\"other\"]\n");
+        let given = given(&format!("{HEAD}{two}{IDENTITY}{other}"));
+        says(
+            &given.quarantined(),
+            "keeps it out: /a (mode 0660, uid 900, gid 900)",
+        );
+    }
+
+    #[test]
+    fn an_identity_that_no_socket_serves_is_a_mistake() {
+        let other = IDENTITY.replace("name = \"payments\"", "name = \"other\"");
+        let listen = "[[listen]]\nsocket = \"/a\"\nmode = \"0666\"\nidentities = [\"other\"]\n";
+        let given = given(&format!("{HEAD}{listen}{IDENTITY}{other}"));
+        says(&given.quarantined(), "no [[listen]] serves `payments`");
+    }
+
+    #[test]
+    fn admins_must_be_able_to_open_a_socket() {
+        let listen = "[[listen]]\nsocket = \"/a\"\ngroup = \"tokens\"\n";
+        let with = |admins: &str| given(&format!("admins = [{admins}]\n{HEAD}{listen}{IDENTITY}"));
+        with("{ gid = 2000 }").fine();
+        says(&with("{ group = \"wheel\" }").refused(), "keeps it out");
+        says(&with("{ uid = 5000 }").warnings(), "perhaps");
+    }
+
+    proptest! {
+        /// The kernel's rule for one process, tried on every process a rule for a known user can
+        /// be about: `access` says what the kernel would.
+        #[test]
+        fn access_is_what_the_kernel_says(
+            mode in 0u32..0o1000, owner in 1000u32..1004, group in 1000u32..1004,
+            uid in 1000u32..1004, own in 1000u32..1004, more in proptest::option::of(1000u32..1004),
+            demanded in proptest::option::of(1000u32..1004),
+        ) {
+            let mut accounts = FakeAccounts::usual();
+            let account = crate::config::Account { name: "u".into(), uid, gid: own };
+            accounts.users = vec![(account, more.into_iter().collect())];
+            let directory = Directory::new(&accounts, 65534, 65534);
+            let listener = Listener { mode, owner: Some(owner), group: Some(group), ..default_listener() };
+            let rule = CallerRule {
+                uid: Some(uid),
+                gids: demanded.into_iter().collect(),
+                resources: None,
+                written: String::new(),
+            };
+            let groups: BTreeSet<u32> = [own].into_iter().chain(more).chain(demanded).collect();
+            let class = if uid == owner { 6 } else if groups.contains(&group) { 3 } else { 0 };
+            let open = (mode >> class) & 2 != 0;
+            let access = access(&listener, &rule, (0, 0), &directory).unwrap();
+            prop_assert_eq!(access, if open { Access::Open } else { Access::Closed });
+        }
+    }
+}

@@ -55,7 +55,7 @@ struct Outcome {
 }
 
 fn read(path: &Path, environment: &Environment, sink: &Sink) -> Option<Outcome> {
-    let files = Files::new(environment.uid);
+    let files = Files::new(environment.file_uid);
     let directory = Directory::new(
         environment.accounts.as_ref(),
         environment.overflow_uid,
@@ -264,11 +264,13 @@ impl<'a> Settings<'a> {
                 sound.extend(read.identity.map(Arc::new));
                 continue;
             }
+            let mut mistakes = read.mistakes;
+            in_order(&mut mistakes);
             quarantined.push(Quarantined {
                 name: read.name.unwrap_or_else(|| read.source.place(&read.span)),
-                mistakes: read.mistakes.iter().map(ToString::to_string).collect(),
+                mistakes: mistakes.iter().map(ToString::to_string).collect(),
             });
-            of_identities.extend(read.mistakes);
+            of_identities.extend(mistakes);
         }
         let own_uid_tells_us = environment.uid != environment.overflow_uid;
         if !own_uid_tells_us {
@@ -476,3 +478,228 @@ const MAIN_FILE_ONLY: &[(&str, &str)] = &[
     ("federation", MAIN),
 ];
 const MAIN: &str = "in the main file: included ones hold [[identity]] tables only";
+
+#[cfg(test)]
+mod tests {
+    use crate::config::testing::{HEAD, IDENTITY, LISTEN, given, says};
+    use std::{fmt::Write, fs, os::unix::fs::PermissionsExt};
+
+    fn whole() -> String {
+        format!("{HEAD}{LISTEN}{IDENTITY}")
+    }
+
+    fn named(name: &str) -> String {
+        IDENTITY.replace("name = \"payments\"", &format!("name = \"{name}\""))
+    }
+
+    #[test]
+    fn mistakes_of_every_kind_are_reported_in_one_go() {
+        let text = "\
+            colour = \"red\"\n\
+            [workload_api]\n\
+            endpont = \"unix:///a\"\n\
+            [entra]\n\
+            cloud = 1\n\
+            tenant = \"common\"\n\
+            ca_onyl = true\n\
+            [[listen]]\n\
+            socket = \"/a\"\n\
+            mode = 660\n\
+            [[identity]]\n\
+            name = \"payments\"\n\
+            client_id = 7\n\
+            [limits]\n\
+            drain = true\n\
+            [metrics]\n\
+            listen = \"0.0.0.0:1\"\n";
+        let mistakes = given(text).load().unwrap_err();
+        let lines: Vec<_> = mistakes.iter().map(|m| m.line.unwrap_or(0)).collect();
+        // 0: no endpoint anywhere; 11 twice: no spiffe_id and no resources, but no word about the
+        // tenant, which is wrong elsewhere.
+        assert_eq!(
+            lines,
+            [0, 1, 3, 5, 6, 7, 10, 11, 11, 13, 15, 17],
+            "{mistakes}"
+        );
+        let shown = mistakes.to_string();
+        assert!(
+            shown.contains("5 | cloud = 1\n  |         ^\n  = fix: write a string"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn syntax_errors_are_reported_together_and_alone() {
+        let given = given(&format!("{}\na = \nb = [1\n", whole()));
+        let refused = given.refused();
+        assert!(refused.len() >= 2, "{refused:#?}");
+        assert!(
+            refused.iter().all(|m| m.contains("this is not TOML")),
+            "{refused:#?}"
+        );
+        let twice = crate::config::testing::given(&format!("{}name = \"x\"\n", whole()));
+        says(&twice.refused(), "duplicate key");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_one_mistake() {
+        let given = given("");
+        fs::remove_file(given.path("config.toml")).unwrap();
+        says(
+            &given.refused(),
+            "config.toml: cannot be read: No such file",
+        );
+    }
+
+    #[test]
+    fn with_no_identity_left_nothing_starts() {
+        says(
+            &given(&format!("{HEAD}{LISTEN}")).refused(),
+            "there is no [[identity]]",
+        );
+        let bad = whole().replace("0f8fad5b", "x");
+        says(&given(&bad).refused(), "no GUID");
+    }
+
+    #[test]
+    fn a_mistake_outside_the_identities_costs_the_whole_and_theirs_are_told_too() {
+        let text = format!("{}{}x = 1\n", whole().replace("0666", "9"), named("orders"));
+        let refused = given(&text).refused();
+        assert_eq!(refused.len(), 2, "{refused:#?}");
+        assert!(refused[0].contains("no mode") && refused[1].contains("unknown key `x`"));
+    }
+
+    #[test]
+    fn included_files_hold_identities() {
+        let main = format!(
+            "include = [\"identities.d/*.toml\", \"no.d/*.toml\"]\n{}",
+            whole()
+        );
+        let given = given(&main)
+            .file("identities.d/b.toml", &named("b"))
+            .file("identities.d/a.toml", &named("a"));
+        let plan = given.fine();
+        let names: Vec<_> = plan.identities.iter().map(|i| i.name.as_str()).collect();
+        assert_eq!(names, ["payments", "a", "b"]);
+        let given = given.file("identities.d/c.toml", &format!("{}x = 1\n", named("c")));
+        let quarantined = given.quarantined();
+        says(&quarantined, "identities.d/c.toml:8:1: unknown key `x`");
+    }
+
+    #[test]
+    fn included_files_hold_nothing_else() {
+        let main = format!("include = [\"a.toml\"]\n{}", whole());
+        for (text, part) in [
+            (
+                "[entra]\n",
+                "a.toml:1:2: unknown key `entra` here: `entra` belongs in the main file",
+            ),
+            ("include = []\n", "`include` belongs in the main file"),
+            ("[[identitty]]\n", "did you mean `identity`?"),
+            ("a = \n", "a.toml:1:5: this is not TOML"),
+            ("[identity]\n", "headed [[identity]]"),
+        ] {
+            says(&given(&main).file("a.toml", text).refused(), part);
+        }
+        says(&given(&main).refused(), "a.toml` does not exist");
+        let not_a_list = given(&format!("include = \"a.toml\"\n{}", whole()));
+        says(&not_a_list.refused(), "write a list of strings");
+    }
+
+    #[test]
+    fn an_included_file_that_others_can_write_costs_the_whole() {
+        let given =
+            given(&format!("include = [\"d/a.toml\"]\n{}", whole())).file("d/a.toml", &named("a"));
+        given.fine();
+        let chmod = |name: &str, mode| {
+            fs::set_permissions(given.path(name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        chmod("d/a.toml", 0o606);
+        says(
+            &given.refused(),
+            "d/a.toml: everybody can write the file (mode 0606)",
+        );
+        chmod("d/a.toml", 0o600);
+        chmod("d", 0o707);
+        says(
+            &given.refused(),
+            "d: everybody can write the folder (mode 0707)",
+        );
+        chmod("d", 0o700);
+        chmod("config.toml", 0o602);
+        says(
+            &given.refused(),
+            "config.toml: everybody can write the file",
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_another_users_costs_the_whole() {
+        let mut given = given(&whole());
+        given.environment.file_uid += 1;
+        if nix::unistd::geteuid().is_root() {
+            // Root's files are everybody's to trust.
+            let foreign = Some(nix::unistd::Uid::from_raw(1234));
+            nix::unistd::chown(&given.path("config.toml"), foreign, None).unwrap();
+            says(&given.refused(), "the file is owned by uid 1234");
+        } else {
+            assert_eq!(given.refused().len(), 2, "the file and its folder");
+        }
+    }
+
+    #[test]
+    fn of_two_identities_with_one_name_the_second_is_wrong() {
+        let main = format!("include = [\"a.toml\"]\n{}", whole());
+        let given = given(&main).file("a.toml", IDENTITY);
+        let quarantined = given.quarantined();
+        says(
+            &quarantined,
+            "a.toml:3:8: there is another identity `payments`, at ",
+        );
+        assert!(quarantined[0].contains("config.toml:13"), "{quarantined:?}");
+        let plan = given.load().unwrap();
+        assert_eq!(plan.identities[0].name, "payments");
+        assert!(plan.quarantined[0].name.starts_with("payments ("));
+    }
+
+    #[test]
+    fn the_overflow_uid_does_not_make_an_admin() {
+        let mut given = given(&whole());
+        assert_eq!(given.fine().daemon_uid, Some(900));
+        given.environment.uid = given.environment.overflow_uid;
+        says(&given.warnings(), "does not count as an admin");
+        assert_eq!(given.load().unwrap().daemon_uid, None);
+    }
+
+    #[test]
+    fn a_proxys_password_shows_up_in_no_mistake() {
+        for line in [
+            "proxy = \"http://u:hunter2@h/path\"",
+            "proxy = [\"http://u:hunter2@h\"]",
+            "proxi = \"http://u:hunter2@h\"",
+            "proxy = \"http://u:hunter2@h",
+            "proxy = 'http://u:hunter2 x@'",
+        ] {
+            let text = whole().replace("[entra]", &format!("[entra]\n{line}"));
+            let mistakes = given(&text).load().unwrap_err();
+            let shown = format!("{mistakes} {mistakes:?}");
+            assert!(!shown.contains("hunter2"), "{shown}");
+            assert!(shown.contains("prox"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn ten_thousand_identities_ask_the_user_database_a_few_questions() {
+        let mut text = format!(
+            "{HEAD}{}",
+            LISTEN.replace("mode = \"0666\"", "group = \"tokens\"")
+        );
+        for i in 0..10_000 {
+            let _ = write!(text, "{}", named(&format!("identity-{i}")));
+        }
+        let given = given(&text);
+        assert_eq!(given.fine().identities.len(), 10_000);
+        // The group of the socket, the user, and the user's groups (two).
+        assert_eq!(given.accounts.questions.get(), 4);
+    }
+}

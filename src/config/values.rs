@@ -384,7 +384,7 @@ pub(super) fn proxy(text: &str) -> Result<Url, Fault> {
 }
 
 /// A URL without its user and password.
-pub(crate) fn without_credentials(url: &Url) -> Url {
+pub(super) fn without_credentials(url: &Url) -> Url {
     let mut url = url.clone();
     // Both fail for URLs that cannot have credentials, and then there are none.
     let _ = url.set_username("");
