@@ -58,15 +58,17 @@ lint: packages
 fmt:
 	cargo fmt --all
 
-# Measures beside the limit, in one run.
+# Measures beside the limit, in one run: `make bench BENCH="--only warm --json FILE"` for a part of it.
 bench:
 	cargo build --locked --release
-	cargo run --locked --release --quiet --package lab --bin bench
+	cargo build --locked --release --package lab --bin bench
+	"$${CARGO_TARGET_DIR:-target}/release/bench" $(BENCH)
 
-# A day in the life of an identity, against the lab's stand-ins.
+# The main job, told as it happens, on the lab's stand-ins: a machine with cargo is enough.
+# `make demo HOLD=1` keeps it up and prints commands to try.
 demo:
-	cargo build --locked --quiet
-	cargo run --locked --quiet --package lab --bin demo
+	cargo build --locked --workspace --bin spiffe-entra --bin demo
+	"$${CARGO_TARGET_DIR:-target}/debug/demo" $(if $(HOLD),--hold)
 
 packages:
 	.ci/packages

@@ -2,7 +2,7 @@
 //!
 //! Exit codes are decided here and nowhere else.
 
-pub mod check;
+mod check;
 mod completions;
 mod health;
 mod refresh;
@@ -19,7 +19,7 @@ use std::{
 };
 
 use crate::{
-    cli::{CheckOutput, Cli, Command},
+    cli::{Check, CheckOutput, Cli, Command},
     client::ClientError,
     config,
 };
@@ -32,7 +32,7 @@ pub async fn dispatch(cli: Cli, inherited: Vec<UnixListener>) -> Result<(), Fail
     match cli.command {
         Command::Run(args) => run::run(args, config, inherited).await,
         Command::Token(args) => token::run(&args, &config).await,
-        Command::Check(args) => check_configuration(args.output, &config),
+        Command::Check(args) => checked(&args, &config),
         Command::Status(args) => status::run(&args, &config).await,
         Command::Health(args) => health::run(&args, &config).await,
         Command::Refresh(args) => refresh::run(&args, &config).await,
@@ -40,14 +40,14 @@ pub async fn dispatch(cli: Cli, inherited: Vec<UnixListener>) -> Result<(), Fail
     }
 }
 
-/// `spiffe-entra check`: mistakes are what was asked for, so they go to stdout too.
-fn check_configuration(output: CheckOutput, config: &Path) -> Result<(), Failure> {
+/// `check`: what it finds is what was asked for, so mistakes go to stdout too.
+fn checked(args: &Check, config: &Path) -> Result<(), Failure> {
     let read = config::load(config);
-    let shown = match output {
+    let text = match args.output {
         CheckOutput::Text => check::text(&read),
         CheckOutput::Json => check::json(&read),
     };
-    match print(shown.as_bytes()) {
+    match print(text.as_bytes()) {
         // What the configuration is worth does not depend on how much of it was read.
         Ok(()) | Err(Failure::BrokenPipe) if check::exit_code(&read) == 0 => Ok(()),
         Ok(()) | Err(Failure::BrokenPipe) => Err(Failure::UsageSilently),

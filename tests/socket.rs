@@ -266,24 +266,6 @@ async fn who_closes_its_side_for_writing_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn a_slow_sender_is_cut_off_and_an_idle_one_is_not() {
-    let world = World::start();
-    let mut idle = world.connect().await;
-    assert_eq!(idle.get("/livez").await.status, 200);
-    let mut silent = world.connect().await;
-    let mut slow = world.connect().await;
-    assert_eq!(slow.get("/livez").await.status, 200);
-    slow.write("GET /livez HTT").await;
-    let (a, b) = timeout(Duration::from_secs(20), async {
-        tokio::join!(slow.ended(), silent.ended())
-    })
-    .await
-    .expect("ten seconds are over");
-    assert!(a && b);
-    assert_eq!(idle.get("/livez").await.status, 200);
-}
-
-#[tokio::test]
 async fn http2_with_prior_knowledge_takes_the_json_routes() {
     let world = World::start();
     let stream = UnixStream::connect(&world.socket).await.unwrap();

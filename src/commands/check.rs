@@ -8,7 +8,7 @@ use crate::config::{CallerRule, Identity, Listener, Mistake, Mistakes, Plan, Res
 
 /// For people: socket by socket, caller → identity → SPIFFE ID → credential → tenant and client →
 /// resources; then warnings and mistakes.
-pub fn text(read: &Result<Plan, Mistakes>) -> String {
+pub(super) fn text(read: &Result<Plan, Mistakes>) -> String {
     let mut page = Page::default();
     match read {
         Ok(plan) => page.plan(plan),
@@ -19,7 +19,7 @@ pub fn text(read: &Result<Plan, Mistakes>) -> String {
 }
 
 /// For programs: the same as JSON.
-pub fn json(read: &Result<Plan, Mistakes>) -> String {
+pub(super) fn json(read: &Result<Plan, Mistakes>) -> String {
     let shown = Shown {
         ok: exit_code(read) == 0,
         plan: read.as_ref().ok().map(PlanShown::of),
@@ -36,7 +36,7 @@ pub fn json(read: &Result<Plan, Mistakes>) -> String {
 }
 
 /// 0 where all is in order, 2 with any mistake, be it one identity's only.
-pub fn exit_code(read: &Result<Plan, Mistakes>) -> u8 {
+pub(super) fn exit_code(read: &Result<Plan, Mistakes>) -> u8 {
     match read {
         Ok(plan) if plan.mistakes.is_empty() => 0,
         _ => 2,

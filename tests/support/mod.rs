@@ -238,7 +238,9 @@ impl Daemon {
         )
         .unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap_or_else(|e| panic!("{e}\n{}", self.log()));
+        stream
+            .read_to_string(&mut answer)
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.log()));
         let response = Response::parse(&answer);
         if let Some(token) = response.json().get("access_token").and_then(Value::as_str) {
             self.secret(token);
