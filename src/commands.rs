@@ -47,10 +47,11 @@ fn checked(args: &Check, config: &Path) -> Result<(), Failure> {
         CheckOutput::Text => check::text(&read),
         CheckOutput::Json => check::json(&read),
     };
-    print(text.as_bytes())?;
-    match check::exit_code(&read) {
-        0 => Ok(()),
-        _ => Err(Failure::UsageSilently),
+    match print(text.as_bytes()) {
+        // What the configuration is worth does not depend on how much of it was read.
+        Ok(()) | Err(Failure::BrokenPipe) if check::exit_code(&read) == 0 => Ok(()),
+        Ok(()) | Err(Failure::BrokenPipe) => Err(Failure::UsageSilently),
+        Err(failure) => Err(failure),
     }
 }
 
