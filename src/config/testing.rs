@@ -36,7 +36,7 @@ callers = [{ user = "payments" }]
 /// A folder with a configuration, and the world around it.
 pub(crate) struct Given {
     pub(crate) dir: tempfile::TempDir,
-    pub(crate) accounts: FakeAccounts,
+    pub(super) accounts: FakeAccounts,
     pub(crate) environment: Environment,
 }
 
