@@ -5,9 +5,10 @@
 //!
 //! # Layout
 //!
-//! [`files`] finds and reads the files, [`raw`] their tables key by key, [`values`] the single
-//! values; [`trust`], [`identity`], [`callers`], [`listen`], [`limits`] and [`federation`] convert
-//! one table each, and [`mod@load`] puts them together. [`accounts`] is the user database,
+//! [`files`] finds and reads the files, [`raw`] their tables key by key, [`values`] and [`urls`] the
+//! single values; [`trust`], [`identity`], [`callers`], [`listen`], [`limits`] and [`federation`]
+//! convert one table each, [`reach`] looks at identities and sockets together, and [`mod@load`]
+//! at everything. [`ca`] looks into the CA file, [`accounts`] is the user database,
 //! [`environment`] the rest of the world (and the configuration without a file), [`diagnostics`]
 //! what a mistake looks like, [`reload`] what a reload can change.
 
@@ -23,10 +24,12 @@ mod limits;
 mod listen;
 mod load;
 mod raw;
+mod reach;
 mod reload;
 #[cfg(test)]
 pub(crate) mod testing;
 mod trust;
+mod urls;
 mod values;
 
 use std::{
@@ -156,7 +159,7 @@ pub struct Entra {
 impl Entra {
     /// The proxy as it may be shown: without its user and password.
     pub fn shown_proxy(&self) -> Option<Url> {
-        self.proxy.as_ref().map(values::without_credentials)
+        self.proxy.as_ref().map(urls::without_credentials)
     }
 }
 

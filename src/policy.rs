@@ -703,6 +703,9 @@ mod tests {
             })
     }
 
+    /// Rules, resources, and the numbers of client and object id.
+    type Drawn = (Vec<CallerRule>, Resources, (u32, Option<u32>));
+
     fn some_plan() -> impl Strategy<Value = Plan> {
         let rules = proptest::collection::vec(some_rule(), 0..4);
         let ids = (0u32..3, proptest::option::of(0u32..3));
@@ -713,10 +716,7 @@ mod tests {
             0..4,
         ));
         (identities, proptest::collection::vec(listener, 1..3)).prop_map(|(list, listeners)| {
-            let build = |(i, (rules, resources, (client, object))): (
-                usize,
-                (Vec<CallerRule>, Resources, (u32, Option<u32>)),
-            )| {
+            let build = |(i, (rules, resources, (client, object))): (usize, Drawn)| {
                 let mut it = identity(&format!("i{i}"), rules);
                 it.resources = resources;
                 it.trust.target.client_id =

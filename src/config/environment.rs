@@ -9,7 +9,7 @@ use super::{
     diagnostics::{Fault, Mistake},
     listen::default_listener,
     trust::{Defaults, defaults_of, endpoint_of},
-    values,
+    urls, values,
 };
 use crate::{assertion::AssertionSpec, exchange::Target, id::SpiffeId, time::Clock};
 
@@ -107,7 +107,7 @@ pub fn from_env(environment: &Environment) -> Result<EnvPlan, Mistakes> {
         } else {
             text.to_owned()
         };
-        values::origin(&text, false)
+        urls::origin(&text, false)
     });
     let socket = reader.optional("SPIFFE_ENTRA_SOCKET", values::listen_path);
     let endpoint = endpoint_of(environment);

@@ -46,7 +46,7 @@ pub(super) fn read<'a>(
     });
     let name_span = table
         .value("name")
-        .map_or(span.clone(), |value| value.span());
+        .map_or_else(|| span.clone(), |value| value.span());
     let name = table.required(
         "name",
         "a name, such as name = \"payments\"",
@@ -334,6 +334,11 @@ mod tests {
                 "one token is for one resource",
             ),
             ("resources", "resources = [\"\"]", "the resource is empty"),
+            (
+                "resources",
+                "resources = [\"https://*.vault.azure.net\"]",
+                "there are no patterns",
+            ),
             ("callers", "caller = []", "did you mean `callers`?"),
             ("callers", "tenant = \"common\"", "`common` is no tenant"),
             ("callers", "object_id = \"x\"", "`x` is no GUID"),

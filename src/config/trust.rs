@@ -10,7 +10,7 @@ use super::{
     diagnostics::{Fault, Mistake},
     files::Files,
     raw::Table,
-    values,
+    urls, values,
 };
 
 /// What identities build on where they say nothing else.
@@ -134,7 +134,7 @@ pub(super) fn endpoint_of(environment: &Environment) -> Result<Endpoint, Mistake
 /// An `issuer` key, with a warning where it will probably not match.
 pub(super) fn read_issuer(table: &mut Table<'_>, allow_http_loopback: bool) -> Option<Arc<str>> {
     let text = table.text("issuer")?;
-    let parsed = values::issuer(text.get_ref(), allow_http_loopback);
+    let parsed = urls::issuer(text.get_ref(), allow_http_loopback);
     let issuer = table.reading().keep(&text.span(), parsed)?;
     if issuer.ends_with('/') {
         table.reading().warn(
@@ -170,7 +170,7 @@ pub(super) fn entra(
     let mut chosen = Chosen::default();
     if let Some(table) = table {
         chosen = Chosen::read(table, allow_http_loopback);
-        entra.proxy = table.parsed("proxy", values::proxy);
+        entra.proxy = table.parsed("proxy", urls::proxy);
         (entra.ca_file, entra.ca_only) = ca(table, files, now);
     }
     let defaults = chosen.resolve(issuer)?;
@@ -191,13 +191,13 @@ struct Chosen {
 
 impl Chosen {
     fn read(table: &mut Table<'_>, allow_http_loopback: bool) -> Self {
-        let origin = |text: &str| values::origin(text, allow_http_loopback);
+        let origin = |text: &str| urls::origin(text, allow_http_loopback);
         let chosen = Self {
             cloud: table.parsed("cloud", Cloud::named),
             authority: table.parsed("authority", origin),
             tenant: table.parsed("tenant", values::tenant),
             tenant_given: table.has("tenant"),
-            audience: table.parsed("audience", values::audience),
+            audience: table.parsed("audience", urls::audience),
             graph: table.parsed("graph_endpoint", origin),
             arm: table.parsed("arm_endpoint", origin),
         };
@@ -346,10 +346,11 @@ mod tests {
                 cloud.alias,
                 Some(cloud.graph),
                 Some(cloud.arm),
-            ] {
-                if let Some(text) = text {
-                    values::origin(text, false).unwrap();
-                }
+            ]
+            .into_iter()
+            .flatten()
+            {
+                urls::origin(text, false).unwrap();
             }
         }
     }
