@@ -45,6 +45,7 @@ use url::Url;
 
 use crate::{assertion::AssertionSpec, exchange::Target};
 
+pub use crate::{assertion::endpoint::Endpoint, exchange::settings::Settings as Entra};
 pub use accounts::{Account, Accounts, SystemAccounts};
 pub use diagnostics::{Mistake, Mistakes};
 pub use environment::{EnvPlan, Environment, default_path, from_env};
@@ -120,60 +121,9 @@ pub struct WorkloadApi {
 }
 
 impl WorkloadApi {
-    /// The timeout where none is configured.
-    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
-}
-
-/// A Workload API address (SPIFFE Workload Endpoint, section 4).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// `unix:///path`
-    Unix(PathBuf),
-    /// `tcp://ip:port`
-    Tcp(SocketAddr),
-}
-
-/// As the address that it is configured by.
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp(address) => write!(f, "tcp://{address}"),
-        }
-    }
-}
-
-/// How Entra is reached.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Entra {
-    /// CA certificates in PEM, added to the system's or in place of them.
-    pub ca_file: Option<PathBuf>,
-    /// Whether `ca_file` stands alone.
-    pub ca_only: bool,
-    /// An explicit proxy; the usual variables are honoured without one.
-    pub proxy: Option<Url>,
-    /// Whether an `http://` authority on loopback is acceptable (`allow_http_loopback`).
-    pub allow_http_loopback: bool,
-}
-
-impl Entra {
-    /// The proxy as it may be shown: without its user and password.
-    pub fn shown_proxy(&self) -> Option<Url> {
-        self.proxy.as_ref().map(urls::without_credentials)
-    }
-}
-
-/// Without the proxy's password.
-impl fmt::Debug for Entra {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let proxy = self.shown_proxy();
-        f.debug_struct("Entra")
-            .field("ca_file", &self.ca_file)
-            .field("ca_only", &self.ca_only)
-            .field("proxy", &proxy.as_ref().map(Url::as_str))
-            .field("allow_http_loopback", &self.allow_http_loopback)
-            .finish()
-    }
+    /// The timeout where none is configured: longer than the 30 s that SPIRE's agent gives its
+    /// server before it hands out the SVID that it still holds. No caller waits for that long.
+    pub const DEFAULT_TIMEOUT: Duration = crate::assertion::spiffe::DEADLINE;
 }
 
 /// One socket.

@@ -34,9 +34,6 @@ impl Plan {
             words.push("[workload_api] has another endpoint or timeout".into());
         }
         words.extend(self.entra.changes(&new.entra));
-        if self.limits != new.limits {
-            words.push("[limits] changed".into());
-        }
         words
     }
 
@@ -168,10 +165,6 @@ mod tests {
                     p.entra.proxy = Some("http://u:hunter2@h".parse().unwrap());
                 }),
                 "[entra]: ca_only, proxy".into(),
-            ),
-            (
-                changed(&|p| p.limits.drain = Duration::ZERO),
-                "[limits] changed".into(),
             ),
         ] {
             assert_eq!(words, expected);

@@ -271,6 +271,10 @@ impl Account {
         for entry in self.entries() {
             let withdrawn = entry.state.send_if_modified(|state| {
                 let withdrawn = state.token.take().is_some();
+                if withdrawn {
+                    // No renewal is planned: SPIRE is asked on behalf of all keys.
+                    state.next = None;
+                }
                 // What SPIRE said holds for every key; what Entra said about one may not hold for
                 // another (a policy can be about a resource), so that one is asked about anew.
                 if withdrawn && report.retryable {
@@ -366,7 +370,8 @@ impl Account {
         keys.plain.get(scope).map(Arc::clone)
     }
 
-    fn plain_entries(&self) -> Vec<Arc<Entry>> {
+    /// The keys without a claims challenge: those that are kept fresh and shown.
+    pub(super) fn plain_entries(&self) -> Vec<Arc<Entry>> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.plain.values().map(Arc::clone).collect()
     }
