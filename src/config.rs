@@ -43,7 +43,10 @@ use std::{
 
 use url::Url;
 
-use crate::{assertion::AssertionSpec, exchange::Target};
+use crate::{
+    assertion::{self, AssertionSpec},
+    exchange::Target,
+};
 
 pub use accounts::{Account, Accounts, SystemAccounts};
 pub use diagnostics::{Mistake, Mistakes};
@@ -120,8 +123,8 @@ pub struct WorkloadApi {
 }
 
 impl WorkloadApi {
-    /// The timeout where none is configured.
-    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+    /// The timeout where none is configured: outlasts the agent's own.
+    pub const DEFAULT_TIMEOUT: Duration = assertion::spiffe::DEADLINE;
 }
 
 /// A Workload API address (SPIFFE Workload Endpoint, section 4).
