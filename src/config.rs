@@ -43,7 +43,10 @@ use std::{
 
 use url::Url;
 
-use crate::{assertion::AssertionSpec, exchange::Target};
+use crate::{
+    assertion::{self, AssertionSpec},
+    exchange::Target,
+};
 
 pub use crate::{assertion::endpoint::Endpoint, exchange::settings::Settings as Entra};
 pub use accounts::{Account, Accounts, SystemAccounts};
@@ -123,7 +126,7 @@ pub struct WorkloadApi {
 impl WorkloadApi {
     /// The timeout where none is configured: longer than the 30 s that SPIRE's agent gives its
     /// server before it hands out the SVID that it still holds. No caller waits for that long.
-    pub const DEFAULT_TIMEOUT: Duration = crate::assertion::spiffe::DEADLINE;
+    pub const DEFAULT_TIMEOUT: Duration = assertion::spiffe::DEADLINE;
 }
 
 /// One socket.

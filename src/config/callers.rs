@@ -376,6 +376,18 @@ mod tests {
     }
 
     #[test]
+    fn of_an_entry_with_a_mistake_nothing_is_left() {
+        // Without its user it would be an entry for a group, which this socket keeps out.
+        let callers = "callers = [{ user = \"who\", gid = 10 }, { uid = 0 }]";
+        let closed = LISTEN.replace("0666", "0660");
+        let sound = IDENTITY.replace("name = \"payments\"", "name = \"sound\"");
+        let sound = sound.replace("user = \"payments\"", "uid = 0");
+        let bad = identity_with("callers", callers);
+        let given = given(&format!("{HEAD}{closed}{sound}{bad}"));
+        says(&given.quarantined(), "there is no user `who`");
+    }
+
+    #[test]
     fn all_mistakes_of_all_entries_are_reported() {
         let mistakes = mistakes_of("[{ user = \"a\", group = \"b\", x = 1 }, 7, { uid = 65534 }]");
         assert_eq!(mistakes.len(), 5, "{mistakes:#?}");

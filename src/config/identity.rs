@@ -23,6 +23,7 @@ pub(super) struct Read<'a> {
     pub(super) span: Range<usize>,
     /// Where the name stands.
     pub(super) name_span: Range<usize>,
+    /// Served only where there are no mistakes, however much of it could be read.
     pub(super) identity: Option<Identity>,
     /// Where each of its caller rules stands.
     pub(super) rules: Vec<callers::At>,
@@ -64,8 +65,7 @@ pub(super) fn read<'a>(
         source,
         span,
         name_span,
-        // Whatever has a mistake is not served at all, not even the part that is in order.
-        identity: identity.filter(|_| mistakes.is_empty()),
+        identity,
         rules,
         mistakes,
         warnings,

@@ -337,7 +337,6 @@ fn name_once(identities: &mut [identity::Read<'_>]) {
             .push(read.source.mistake(&read.name_span, fault));
         // Status must not show the sound one as quarantined.
         read.name = Some(format!("{name} ({place})"));
-        read.identity = None;
     }
 }
 

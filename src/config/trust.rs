@@ -287,7 +287,7 @@ fn ca(table: &mut Table<'_>, files: &Files, now: i64) -> (Option<std::path::Path
 
 pub(super) const ENDPOINT_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
-const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
@@ -384,7 +384,8 @@ mod tests {
     fn the_endpoint_is_configured_or_in_the_environment() {
         let api = with(ENDPOINT, "").fine().workload_api;
         assert_eq!(api.endpoint, Endpoint::Unix("/run/spire/api.sock".into()));
-        assert_eq!(api.timeout, Duration::from_secs(5));
+        // SPIRE's agent takes 30 seconds before it falls back to what it has.
+        assert!(api.timeout > Duration::from_secs(30) && api.timeout < MAX_TIMEOUT);
         let variable = "unix:///run/other.sock";
         let from_env = with("", "")
             .variable(ENDPOINT_VARIABLE, variable)
@@ -418,7 +419,7 @@ mod tests {
         let plan = with(&format!("{ENDPOINT}\ntimeout = \"2s\""), "").fine();
         assert_eq!(plan.workload_api.timeout, Duration::from_secs(2));
         let mistakes = with(&format!("{ENDPOINT}\ntimeout = \"2h\""), "").refused();
-        says(&mistakes, "write 100ms to 1m");
+        says(&mistakes, "write 100ms to 2m");
         let mistakes = with(&format!("{ENDPOINT}\ntimout = \"2s\""), "").refused();
         says(&mistakes, "did you mean `timeout`?");
     }
