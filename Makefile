@@ -16,6 +16,7 @@ build:
 # Everything. The tests with a real SPIRE want root and Go; without them they pass unrun and say so,
 # except where CI=true.
 test: packages
+	@set -x # shows what is done
 	if [[ $${CI:-} == true ]] || { [[ $$(id -u) == 0 ]] && command -v go >/dev/null; }; then
 	  tests/spire/build.sh
 	  tests/interop/build.sh
@@ -32,10 +33,13 @@ spire:
 	tests/interop/build.sh
 
 lint: packages
+	@set -x # shows what is done
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
-	if ! cargo deny --version 2>/dev/null | grep -qF ' $(DENY_VERSION)'; then
+	# Read with the private items, as the modules' own guides are: links to them are fine.
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" \
+	  cargo doc --locked --workspace --no-deps --document-private-items
+	if ! cargo deny --version 2>/dev/null | grep -F ' $(DENY_VERSION)' >/dev/null; then
 	  cargo install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)
 	fi
 	cargo deny --locked check --hide-inclusion-graph bans licenses sources
@@ -54,13 +58,17 @@ lint: packages
 fmt:
 	cargo fmt --all
 
-# Measures beside the limit, in one run.
+# Measures beside the limit, in one run: `make bench BENCH="--only warm --json FILE"` for a part of it.
 bench:
-	cargo bench --locked --workspace
+	cargo build --locked --release
+	cargo build --locked --release --package lab --bin bench
+	"$${CARGO_TARGET_DIR:-target}/release/bench" $(BENCH)
 
-# A day in the life of an identity, against the lab's stand-ins.
+# The main job, told as it happens, on the lab's stand-ins: a machine with cargo is enough.
+# `make demo HOLD=1` keeps it up and prints commands to try.
 demo:
-	cargo run --locked --quiet --package lab --bin demo
+	cargo build --locked --workspace --bin spiffe-entra --bin demo
+	"$${CARGO_TARGET_DIR:-target}/debug/demo" $(if $(HOLD),--hold)
 
 packages:
 	.ci/packages

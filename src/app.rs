@@ -85,7 +85,11 @@ struct Signals {
 
 impl Daemon {
     async fn start(options: RunOptions) -> Result<Self, RunError> {
-        let RunOptions { config, strict, inherited } = options;
+        let RunOptions {
+            config,
+            strict,
+            inherited,
+        } = options;
         let clock = Clock::system();
         let plan = Arc::new(first_plan(&config, strict, &clock).await?);
         let endpoint = plan.workload_api.endpoint.clone();
@@ -151,7 +155,15 @@ impl Daemon {
         tasks.spawn(patrol::run(seen, stop.clone()));
         tell(&plan);
         activation::ready(&summary(&plan));
-        Ok(Self { source: config, strict, metrics, tokens, live, stop, tasks })
+        Ok(Self {
+            source: config,
+            strict,
+            metrics,
+            tokens,
+            live,
+            stop,
+            tasks,
+        })
     }
 
     async fn run(mut self, mut signals: Signals) -> Result<(), RunError> {
@@ -185,7 +197,7 @@ impl Daemon {
     }
 
     /// Puts a new configuration in force, or says why the old one stays.
-    async fn reload(&mut self) {
+    async fn reload(&self) {
         activation::reloading();
         let running = Arc::clone(&self.live.borrow());
         let outcome = match self.reloaded(&running).await {
@@ -210,7 +222,10 @@ impl Daemon {
                 "refused"
             }
         };
-        self.metrics.reloads.get_or_create(&Outcome::of(outcome)).inc();
+        self.metrics
+            .reloads
+            .get_or_create(&Outcome::of(outcome))
+            .inc();
         activation::ready(&summary(&self.live.borrow().plan));
     }
 
@@ -239,11 +254,7 @@ impl Signals {
     }
 }
 
-async fn first_plan(
-    source: &ConfigSource,
-    strict: bool,
-    clock: &Clock,
-) -> Result<Plan, RunError> {
+async fn first_plan(source: &ConfigSource, strict: bool, clock: &Clock) -> Result<Plan, RunError> {
     match source {
         ConfigSource::File(path) => from_file(path, strict),
         ConfigSource::Environment => patrol::from_environment(clock).await,
@@ -253,11 +264,20 @@ async fn first_plan(
 fn from_file(path: &std::path::Path, strict: bool) -> Result<Plan, RunError> {
     let wrong = |mistakes: config::Mistakes| RunError::Config(mistakes.to_string());
     let plan = config::load_in(path, &Environment::system()).map_err(wrong)?;
-    let plan = if strict { plan.strict().map_err(wrong)? } else { plan };
+    let plan = if strict {
+        plan.strict().map_err(wrong)?
+    } else {
+        plan
+    };
     if plan.identities.is_empty() {
-        let mistakes: Vec<_> =
-            plan.quarantined.iter().flat_map(|quarantined| &quarantined.mistakes).collect();
-        let mistakes = mistakes.into_iter().fold(String::new(), |all, one| all + one + "\n");
+        let mistakes: Vec<_> = plan
+            .quarantined
+            .iter()
+            .flat_map(|quarantined| &quarantined.mistakes)
+            .collect();
+        let mistakes = mistakes
+            .into_iter()
+            .fold(String::new(), |all, one| all + one + "\n");
         return Err(RunError::Config(format!(
             "{mistakes}no identity is left to serve in {}: add an [[identity]] or mend those above",
             path.display()
@@ -283,7 +303,11 @@ fn in_force(plan: &Arc<Plan>, tokens: &Tokens, generation: u64) -> Live {
     Live {
         plan: Arc::clone(plan),
         policy: Policy::new(plan),
-        accounts: plan.identities.iter().map(|identity| tokens.account(&identity.trust)).collect(),
+        accounts: plan
+            .identities
+            .iter()
+            .map(|identity| tokens.account(&identity.trust))
+            .collect(),
         generation,
     }
 }

@@ -108,10 +108,10 @@ pub struct Token {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub struct Audience {
-    /// The resource the token is for, such as https://vault.azure.net.
+    /// The resource the token is for, such as `https://vault.azure.net`.
     #[arg(long, value_name = "RESOURCE")]
     pub resource: Option<String>,
-    /// The same as a scope, such as https://vault.azure.net/.default.
+    /// The same as a scope, such as `https://vault.azure.net/.default`.
     #[arg(long, value_name = "SCOPE")]
     pub scope: Option<String>,
 }

@@ -3,7 +3,7 @@
 //! Whatever goes wrong becomes one line that says what to do about it.
 
 use std::{
-    fmt, fs, io,
+    fs, io,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -15,9 +15,10 @@ use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use nix::unistd::{Gid, Group, Uid, User};
-use serde::Deserialize;
 use tokio::net::UnixStream;
 use url::form_urlencoded;
+
+use crate::server::Problem;
 
 /// Talks to one daemon.
 #[derive(Debug)]
@@ -113,7 +114,10 @@ impl Client {
         if status.is_success() {
             Ok(body)
         } else {
-            Err(ClientError::Refused(Problem::read(status, &body).into()))
+            Err(ClientError::Refused {
+                status,
+                problem: serde_json::from_slice(&body).ok(),
+            })
         }
     }
 
@@ -162,14 +166,19 @@ pub enum ClientError {
         detail: String,
     },
     /// The daemon says no.
-    #[error("{0}")]
-    Refused(Box<Problem>),
+    #[error("{}", told(*status, problem.as_deref()))]
+    Refused {
+        /// The HTTP status.
+        status: StatusCode,
+        /// The problem document that came with it.
+        problem: Option<Box<Problem>>,
+    },
 }
 
 impl ClientError {
     /// Whether the one who asked has to ask otherwise.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Refused(problem) if problem.status == StatusCode::BAD_REQUEST)
+        matches!(self, Self::Refused { status, .. } if *status == StatusCode::BAD_REQUEST)
     }
 
     fn connect(socket: &Path, error: io::Error) -> Self {
@@ -245,77 +254,20 @@ fn group_name(gid: u32) -> String {
     group.map_or_else(|| gid.to_string(), |group| group.name)
 }
 
-/// The daemon's answer when it says no (RFC 9457).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The HTTP status.
-    pub status: StatusCode,
-    /// Stable and machine-readable: kebab-case, or Entra's own `AADSTS…` code.
-    pub code: String,
-    /// What happened, in a few words.
-    pub title: String,
-    /// What happened this time.
-    pub detail: String,
-    /// What to change.
-    pub fix: String,
-    /// Whether asking again can help.
-    pub retryable: bool,
-    /// Entra's id of the attempt.
-    pub correlation_id: Option<String>,
-}
-
-impl Problem {
-    /// From an answer's body. One that is no problem document is not quoted.
-    fn read(status: StatusCode, body: &[u8]) -> Self {
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Document {
-            code: String,
-            title: String,
-            detail: String,
-            fix: String,
-            retryable: bool,
-            correlation_id: Option<String>,
-        }
-        let document: Document = serde_json::from_slice(body).unwrap_or_default();
-        let title = if document.title.is_empty() {
-            format!("the daemon answered {status}")
-        } else {
-            document.title
-        };
-        Self {
-            status,
-            code: document.code,
-            title,
-            detail: document.detail,
-            fix: document.fix,
-            retryable: document.retryable,
-            correlation_id: document.correlation_id,
-        }
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.title)?;
-        let mut ids = Vec::new();
-        if !self.code.is_empty() {
-            ids.push(self.code.clone());
-        }
-        if let Some(id) = &self.correlation_id {
-            ids.push(format!("correlation id {id}"));
-        }
-        if !ids.is_empty() {
-            write!(f, " ({})", ids.join(", "))?;
-        }
-        if !self.detail.is_empty() {
-            write!(f, ": {}", self.detail)?;
-        }
-        if !self.fix.is_empty() {
-            write!(f, "; {}", self.fix)?;
-        }
-        Ok(())
-    }
+/// What the daemon said when it said no, on one line. A body that is no problem document is not
+/// quoted: whatever answers there may put anything into it.
+fn told(status: StatusCode, problem: Option<&Problem>) -> String {
+    let Some(problem) = problem else {
+        return format!("the daemon answered {status}");
+    };
+    let id = problem
+        .correlation_id
+        .as_ref()
+        .map_or_else(String::new, |id| format!(", correlation id {id}"));
+    format!(
+        "{} ({}{id}): {}; {}",
+        problem.title, problem.code, problem.detail, problem.fix
+    )
 }
 
 /// The request target.
@@ -387,7 +339,7 @@ mod tests {
     async fn a_problem_is_told_with_its_fix() {
         let (_dir, client, _asked) = daemon(
             "HTTP/1.1 424 Failed Dependency\r\nconnection: close\r\n\r\n\
-             {\"status\":424,\"code\":\"AADSTS700213\",\"title\":\"No credential matches\",\
+             {\"type\":\"about:blank\",\"status\":424,\"code\":\"AADSTS700213\",\"title\":\"No credential matches\",\
              \"detail\":\"subject differs\",\"fix\":\"add a credential\",\"retryable\":false,\
              \"correlation_id\":\"c-1\"}",
         );

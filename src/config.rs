@@ -5,9 +5,10 @@
 //!
 //! # Layout
 //!
-//! [`files`] finds and reads the files, [`raw`] their tables key by key, [`values`] the single
-//! values; [`trust`], [`identity`], [`callers`], [`listen`], [`limits`] and [`federation`] convert
-//! one table each, and [`mod@load`] puts them together. [`accounts`] is the user database,
+//! [`files`] finds and reads the files, [`raw`] their tables key by key, [`values`] and [`urls`] the
+//! single values; [`trust`], [`identity`], [`callers`], [`listen`], [`limits`] and [`federation`]
+//! convert one table each, [`reach`] looks at identities and sockets together, and [`mod@load`]
+//! at everything. [`ca`] looks into the CA file, [`accounts`] is the user database,
 //! [`environment`] the rest of the world (and the configuration without a file), [`diagnostics`]
 //! what a mistake looks like, [`reload`] what a reload can change.
 
@@ -23,8 +24,12 @@ mod limits;
 mod listen;
 mod load;
 mod raw;
+mod reach;
 mod reload;
+#[cfg(test)]
+pub(crate) mod testing;
 mod trust;
+mod urls;
 mod values;
 
 use std::{
@@ -82,6 +87,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The identities that a socket serves.
+    pub fn identities_on(&self, listener: &Listener) -> Vec<&Identity> {
+        let served = |identity: &&Arc<Identity>| {
+            let names = listener.identities.as_ref();
+            names.is_none_or(|names| names.contains(&identity.name))
+        };
+        self.identities
+            .iter()
+            .filter(served)
+            .map(AsRef::as_ref)
+            .collect()
+    }
+
     /// The plan, unless an identity is quarantined.
     pub fn strict(self) -> Result<Self, Mistakes> {
         if self.mistakes.is_empty() {
@@ -115,6 +133,16 @@ pub enum Endpoint {
     Tcp(SocketAddr),
 }
 
+/// As the address that it is configured by.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
 /// How Entra is reached.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entra {
@@ -128,10 +156,17 @@ pub struct Entra {
     pub allow_http_loopback: bool,
 }
 
+impl Entra {
+    /// The proxy as it may be shown: without its user and password.
+    pub fn shown_proxy(&self) -> Option<Url> {
+        self.proxy.as_ref().map(urls::without_credentials)
+    }
+}
+
 /// Without the proxy's password.
 impl fmt::Debug for Entra {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let proxy = self.proxy.as_ref().map(values::without_credentials);
+        let proxy = self.shown_proxy();
         f.debug_struct("Entra")
             .field("ca_file", &self.ca_file)
             .field("ca_only", &self.ca_only)

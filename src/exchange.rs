@@ -68,7 +68,8 @@ pub struct ExchangeError {
     /// How the failure behaves in time.
     pub class: Class,
     /// Whether a token issued before must no longer be served: what it was issued for is no longer
-    /// allowed (client disabled or deleted, issuer blocked, credential gone).
+    /// allowed (client disabled or deleted, issuer blocked, credential gone). With
+    /// [`Class::Propagating`] it counts once the window is over.
     pub revokes: bool,
     /// Entra asked everybody of this tenant and client to slow down (HTTP 429).
     pub throttled: bool,

@@ -252,4 +252,62 @@ mod tests {
         assert_eq!(text.matches("yes-").count(), 3, "{text}");
         assert!(!text.contains("no-"), "{text}");
     }
+
+    /// What h2 and hyper really do with a request, an answer and a stream that carry a secret.
+    #[test]
+    fn no_filter_shows_what_a_connection_carries() {
+        use bytes::Bytes;
+        use http::{HeaderMap, Request, Response};
+        use http_body_util::{BodyExt, Full};
+        use hyper::{client::conn::http2, service::service_fn};
+        use hyper_util::{
+            rt::{TokioExecutor, TokioIo},
+            server::conn::auto,
+        };
+
+        const SECRET: &str = "eyJhbGciOi.c2VjcmV0.c2lnbmF0dXJl";
+        let exchange = async || {
+            let (client, server) = tokio::io::duplex(4096);
+            let service = service_fn(async |request: Request<hyper::body::Incoming>| {
+                let asked = request.into_body().collect().await?.to_bytes();
+                let trailers = async { Some(Ok(HeaderMap::from_iter([header()]))) };
+                let body = Full::new(asked).with_trailers(trailers);
+                let mut response = Response::new(body);
+                response.headers_mut().extend([header()]);
+                Ok::<_, hyper::Error>(response)
+            });
+            fn header() -> (http::HeaderName, http::HeaderValue) {
+                let name = http::HeaderName::from_static("x-token");
+                (name, http::HeaderValue::from_static(SECRET))
+            }
+            let serving = auto::Builder::new(TokioExecutor::new());
+            let serving = serving.serve_connection(TokioIo::new(server), service);
+            let (mut sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(client))
+                    .await
+                    .unwrap();
+            let asking = async {
+                let request = Request::post(format!("http://localhost/{SECRET}"))
+                    .header("authorization", format!("Bearer {SECRET}"))
+                    .body(Full::new(Bytes::from_static(SECRET.as_bytes())));
+                let response = sender.send_request(request.unwrap()).await.unwrap();
+                response.into_body().collect().await.unwrap().to_bytes()
+            };
+            tokio::select! {
+                body = asking => assert_eq!(body, SECRET),
+                ended = serving => panic!("the server ended: {:?}", ended.err()),
+                ended = connection => panic!("the client ended: {ended:?}"),
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        for format in [LogFormat::Human, LogFormat::Json] {
+            let text = logged(format, "trace", || runtime.block_on(exchange()));
+            assert!(text.contains("h2::"), "something was logged: {text}");
+            for part in SECRET.split('.') {
+                assert!(!text.contains(part), "{text}");
+            }
+        }
+    }
 }

@@ -2,7 +2,16 @@
 //!
 //! The assertions are made by hand where the source would have refused them first.
 
-use std::{net::SocketAddr, time::Duration};
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use lab::{
     AUDIENCE, World,
@@ -13,13 +22,13 @@ use lab::{
 };
 use serde_json::{Value, json};
 use spiffe_entra::{
-    assertion::Assertion,
+    assertion::{Assertion, AssertionSource, AssertionSpec, spiffe::SpiffeSource},
     config,
     exchange::{
         Class, ExchangeError, ExchangeRequest, IssuedToken, Target, TokenExchange, aadsts,
         entra::{Deadlines, EntraExchange},
     },
-    id::Scope,
+    id::{Scope, SpiffeId},
     secret::Secret,
     time::Clock,
 };
@@ -611,4 +620,63 @@ async fn a_restart_of_entra_costs_one_failure_at_most() {
     assert_eq!(rig.refused(rig.svid()).await.report.code, "entra-connect");
     rig.world.entra.restart().await.unwrap();
     rig.token().await.unwrap();
+}
+
+#[tokio::test]
+async fn no_log_shows_a_secret_at_any_level() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let rig = Rig::start().await;
+    let source = SpiffeSource::new(
+        config::Endpoint::Unix(rig.world.socket().to_owned()),
+        Clock::system(),
+    );
+    let spec = AssertionSpec {
+        subject: SpiffeId::parse(SUBJECT).unwrap(),
+        audience: AUDIENCE.into(),
+        issuer: None,
+    };
+    let svid = source.fetch(&spec).await.unwrap().token;
+    let token = rig
+        .post(&rig.target(), svid.expose().to_owned())
+        .await
+        .unwrap();
+    rig.world.entra.faults().code(700_213).times(1);
+    rig.refused(svid.expose().to_owned()).await;
+    let shown = log.text();
+    assert!(shown.contains("TRACE"), "the log is being read");
+    for secret in [&svid, &token.access_token] {
+        for part in secret.expose().split('.').skip(1) {
+            assert!(
+                !shown.contains(&part[..40]),
+                "a piece of a secret is in the log"
+            );
+        }
+    }
+}
+
+/// Where the log goes.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

@@ -1,5 +1,10 @@
 //! The main path, black box: the real daemon between the lab's Workload API and its Entra.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 mod support;
 
@@ -37,7 +42,11 @@ async fn a_token_is_served_and_then_served_from_memory() {
     let claims = claims(&token);
     assert_eq!(claims["appid"], id);
     assert_eq!(claims["aud"], "https://vault.azure.net");
-    assert!((1500..3000).contains(&token.len()), "as large as Entra's: {}", token.len());
+    assert!(
+        (1500..3000).contains(&token.len()),
+        "as large as Entra's: {}",
+        token.len()
+    );
 
     let again = daemon.token("scope=https%3A%2F%2Fvault.azure.net%2F.default&identity=payments");
     assert_eq!(again.access_token(), token);
@@ -48,7 +57,13 @@ async fn a_token_is_served_and_then_served_from_memory() {
     let exchange = world.entra.last_exchange().unwrap();
     assert_eq!(
         exchange.fields,
-        ["client_id", "scope", "grant_type", "client_assertion_type", "client_assertion"],
+        [
+            "client_id",
+            "scope",
+            "grant_type",
+            "client_assertion_type",
+            "client_assertion"
+        ],
         "the five fields of RFC 7523"
     );
     daemon.until_logged(&["\"target\":\"audit\"", "payments", "granted"]);
@@ -61,14 +76,22 @@ async fn what_is_not_allowed_looks_like_what_is_not_there() {
     let orders = world.identity(ORDERS).add().unwrap();
     let config = lab_config(&world)
         + &identity_config("payments", PAYMENTS, payments.client.client_id(), &me())
-        + &identity_config("orders", ORDERS, orders.client.client_id(), "{ uid = 4242 }");
+        + &identity_config(
+            "orders",
+            ORDERS,
+            orders.client.client_id(),
+            "{ uid = 4242 }",
+        );
     let daemon = Start::new(&config).run();
 
     let denied = daemon.token(&format!("{VAULT}&identity=orders"));
     let absent = daemon.token(&format!("{VAULT}&identity=nothing"));
     assert_eq!((denied.status, absent.status), (403, 403));
     assert_eq!(denied.body, absent.body);
-    assert_eq!(denied.header("content-type"), Some("application/problem+json"));
+    assert_eq!(
+        denied.header("content-type"),
+        Some("application/problem+json")
+    );
     let readiness = daemon.get("/readyz/orders");
     assert_eq!((readiness.status, readiness.body), {
         let absent = daemon.get("/readyz/nothing");
@@ -80,7 +103,10 @@ async fn what_is_not_allowed_looks_like_what_is_not_there() {
     daemon.until_logged(&["\"target\":\"audit\"", "orders", "denied"]);
 
     let mine = daemon.get("/v1/identities").json().to_string();
-    assert!(mine.contains("payments") && !mine.contains("orders"), "{mine}");
+    assert!(
+        mine.contains("payments") && !mine.contains("orders"),
+        "{mine}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,10 +117,15 @@ async fn a_thousand_first_callers_cause_one_exchange() {
         + &identity_config("payments", PAYMENTS, payments.client.client_id(), &me());
     let daemon = Arc::new(Start::new(&config).run());
     // Long enough for all of them to be there.
-    world.entra.faults().slow_headers(Duration::from_secs(2)).times(1);
+    world
+        .entra
+        .faults()
+        .slow_headers(Duration::from_secs(2))
+        .times(1);
     raise_file_limit();
 
-    let request = format!("GET /v1/token?{VAULT} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    let request =
+        format!("GET /v1/token?{VAULT} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     let callers: Vec<_> = (0..1000)
         .map(|_| {
             let (socket, request) = (daemon.socket.clone(), request.clone());
@@ -120,7 +151,14 @@ async fn a_thousand_first_callers_cause_one_exchange() {
     for caller in callers {
         tokens.insert(caller.await.unwrap());
     }
-    assert_eq!((tokens.len(), world.entra.exchanges(), world.workload.fetches()), (1, 1, 1));
+    assert_eq!(
+        (
+            tokens.len(),
+            world.entra.exchanges(),
+            world.workload.fetches()
+        ),
+        (1, 1, 1)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,13 +178,27 @@ async fn a_missing_entry_is_named_and_no_restart_is_needed_once_it_is_there() {
     assert!(answer.header("retry-after").is_some());
     assert_eq!(answer.json()["retryable"], true);
     let fix = answer.json()["fix"].as_str().unwrap().to_owned();
-    assert!(fix.contains("spire-server entry create") && fix.contains(PAYMENTS), "{fix}");
+    assert!(
+        fix.contains("spire-server entry create") && fix.contains(PAYMENTS),
+        "{fix}"
+    );
     let readiness = daemon.get("/readyz/payments");
     assert_eq!(readiness.status, 503);
-    assert!(readiness.body.contains("spire-server entry create"), "{}", readiness.body);
+    assert!(
+        readiness.body.contains("spire-server entry create"),
+        "{}",
+        readiness.body
+    );
     let status = String::from_utf8(daemon.command(&["status"]).stdout).unwrap();
-    assert!(status.contains("payments") && status.contains("spire-server entry create"), "{status}");
-    assert_eq!(daemon.get("/readyz").status, 200, "one identity does not make a node unready");
+    assert!(
+        status.contains("payments") && status.contains("spire-server entry create"),
+        "{status}"
+    );
+    assert_eq!(
+        daemon.get("/readyz").status,
+        200,
+        "one identity does not make a node unready"
+    );
 
     world.workload.entry(PAYMENTS).add();
     daemon.until("the token comes", || daemon.token(VAULT).status == 200);
@@ -159,20 +211,34 @@ async fn a_missing_credential_is_explained() {
     let payments = world.identity(PAYMENTS).add().unwrap();
     let app = payments.client;
     app.remove_credential(PAYMENTS);
-    app.clone().credential(&world.issuer.url(), "spiffe://example.org/other", lab::AUDIENCE).unwrap();
+    app.clone()
+        .credential(
+            &world.issuer.url(),
+            "spiffe://example.org/other",
+            lab::AUDIENCE,
+        )
+        .unwrap();
     let config =
         lab_config(&world) + &identity_config("payments", PAYMENTS, app.client_id(), &me());
     let daemon = Start::new(&config).run();
     let answer = daemon.token(VAULT);
     // It may still be spreading: worth another try for ten minutes.
-    assert_eq!((answer.status, answer.code().as_str()), (503, "AADSTS700213"), "{}", answer.body);
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (503, "AADSTS700213"),
+        "{}",
+        answer.body
+    );
     assert!(answer.json()["fix"].as_str().unwrap().contains(PAYMENTS));
     assert!(answer.json()["correlation_id"].is_string());
 
     world.entra.faults().clear();
     app.set_disabled(true);
     let disabled = daemon.token("resource=https%3A%2F%2Fgraph.microsoft.com");
-    assert_eq!((disabled.status, disabled.code().as_str()), (424, "AADSTS7000112"));
+    assert_eq!(
+        (disabled.status, disabled.code().as_str()),
+        (424, "AADSTS7000112")
+    );
     assert_eq!(disabled.json()["retryable"], false);
 }
 
@@ -189,12 +255,17 @@ async fn a_reload_keeps_what_is_right_and_refuses_what_is_wrong() {
     let daemon = Start::new(&(base.clone() + &of_payments(&me()) + &of_orders(&me()))).run();
     let query = format!("{VAULT}&identity=payments");
     let token = daemon.token(&query).access_token();
-    daemon.token(&format!("{VAULT}&identity=orders")).access_token();
+    daemon
+        .token(&format!("{VAULT}&identity=orders"))
+        .access_token();
 
     daemon.configure(&(base.clone() + &of_payments(&me()) + "[[identity"));
     daemon.signal(Signal::SIGHUP);
     daemon.until_logged(&["reload", "stays in force"]);
-    assert_eq!(daemon.token(&format!("{VAULT}&identity=orders")).status, 200);
+    assert_eq!(
+        daemon.token(&format!("{VAULT}&identity=orders")).status,
+        200
+    );
 
     // The right of one is taken away; the other's token is not dropped.
     daemon.configure(&(base.clone() + &of_payments(&me()) + &of_orders("{ uid = 4242 }")));
@@ -223,8 +294,16 @@ async fn a_mistake_in_one_identity_stops_that_one() {
     let daemon = Start::new(&config).run();
     assert_eq!(daemon.token(VAULT).status, 200);
     let status = daemon.get("/v1/status").json();
-    assert!(status["quarantined"].to_string().contains("orders"), "{status}");
-    assert!(daemon.get("/metrics").body.contains("spiffe_entra_quarantined_identities 1"));
+    assert!(
+        status["quarantined"].to_string().contains("orders"),
+        "{status}"
+    );
+    assert!(
+        daemon
+            .get("/metrics")
+            .body
+            .contains("spiffe_entra_quarantined_identities 1")
+    );
     let check = daemon.command(&["check"]);
     assert_eq!(check.status.code(), Some(2));
 
@@ -241,7 +320,11 @@ async fn a_stop_lets_requests_finish_and_takes_the_socket_away() {
     let config = lab_config(&world)
         + &identity_config("payments", PAYMENTS, payments.client.client_id(), &me());
     let daemon = Arc::new(Start::new(&config).run());
-    world.entra.faults().slow_headers(Duration::from_secs(2)).times(1);
+    world
+        .entra
+        .faults()
+        .slow_headers(Duration::from_secs(2))
+        .times(1);
     let asking = Arc::clone(&daemon);
     let request = tokio::task::spawn_blocking(move || asking.token(VAULT));
     world.entra.wait_exchanges(1).await;
@@ -257,20 +340,22 @@ async fn a_token_is_renewed_before_it_expires() {
     let payments = world.identity(PAYMENTS).add().unwrap();
     let config = lab_config(&world)
         + &identity_config("payments", PAYMENTS, payments.client.client_id(), &me());
-    world.entra.faults().lifetime(Duration::from_secs(4));
+    world.entra.faults().token_lifetime(Duration::from_secs(4));
     let daemon = Start::new(&config).run();
     let first = daemon.token(VAULT).access_token();
     world.entra.wait_answered(2).await;
     let expires = claims(&first)["exp"].as_i64().unwrap();
     assert!(lab_now() < expires, "before the first one's end");
-    daemon.until("the new one is served", || daemon.token(VAULT).access_token() != first);
+    daemon.until("the new one is served", || {
+        daemon.token(VAULT).access_token() != first
+    });
 
     let metrics = daemon.get("/metrics").body;
     for name in [
         "spiffe_entra_token_requests_total",
         "spiffe_entra_exchanges_total",
-        "spiffe_entra_token_expiry_seconds",
-        "spiffe_entra_assertion_expiry_seconds",
+        "spiffe_entra_token_expires_in_seconds",
+        "spiffe_entra_assertion_expires_in_seconds",
     ] {
         assert!(metrics.contains(name), "{name} is missing:\n{metrics}");
     }
@@ -308,7 +393,12 @@ async fn the_commands_answer() {
     let check = daemon.command(&["check"]);
     let plan = String::from_utf8(check.stdout).unwrap();
     assert_eq!(check.status.code(), Some(0));
-    for word in [PAYMENTS, "payments", lab::AUDIENCE, payments.client.client_id()] {
+    for word in [
+        PAYMENTS,
+        "payments",
+        lab::AUDIENCE,
+        payments.client.client_id(),
+    ] {
         assert!(plan.contains(word), "{word} is missing:\n{plan}");
     }
 }
@@ -322,25 +412,34 @@ async fn another_uid_is_known_by_the_kernel() {
     let world = lab::World::start().await.unwrap();
     let payments = world.identity(PAYMENTS).add().unwrap();
     let config = lab_config(&world)
-        + &identity_config("payments", PAYMENTS, payments.client.client_id(), "{ uid = 4201 }");
+        + &identity_config(
+            "payments",
+            PAYMENTS,
+            payments.client.client_id(),
+            "{ uid = 4201 }",
+        );
     let daemon = Start::new(&config).run();
     let allowed = support::get_as(4201, &daemon.socket, &format!("/v1/token?{VAULT}"));
     daemon.secret(&allowed.access_token());
     let refused = support::get_as(4202, &daemon.socket, &format!("/v1/token?{VAULT}"));
     assert_eq!(refused.status, 403, "{}", refused.body);
     for admin_only in ["/v1/status", "/metrics"] {
-        assert_eq!(support::get_as(4202, &daemon.socket, admin_only).status, 403);
+        assert_eq!(
+            support::get_as(4202, &daemon.socket, admin_only).status,
+            403
+        );
         assert_eq!(daemon.get(admin_only).status, 200);
     }
     let unready = support::get_as(4202, &daemon.socket, "/readyz");
-    assert!(unready.status == 200 && !unready.body.contains("payments"), "{}", unready.body);
+    assert!(
+        unready.status == 200 && !unready.body.contains("payments"),
+        "{}",
+        unready.body
+    );
 }
 
 fn lab_now() -> i64 {
-    i64::try_from(
-        std::time::UNIX_EPOCH.elapsed().unwrap().as_secs(),
-    )
-    .unwrap()
+    i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap()
 }
 
 fn raise_file_limit() {

@@ -1,6 +1,11 @@
 //! The SPIFFE source against the lab's Workload API: an agent that comes, goes, hangs, refuses and
 //! answers what it should not.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,

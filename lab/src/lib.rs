@@ -30,13 +30,16 @@
 //! | [`entra`] | the token endpoint, its directory, its faults, its record |
 //! | [`issuer`], [`keys`] | what SPIRE's OIDC discovery provider serves, and the keys behind it |
 //! | [`workload`] | what SPIRE's agent serves |
+//! | [`daemon`], [`bare`](mod@bare) | the product as a child process, and what it does done by hand |
 //! | [`ca`], [`faults`], [`clock`], [`guid`] | what they share |
 //! | [`file`](mod@file) | a lab described in TOML: `lab serve` |
 
 use std::sync::Once;
 
+pub mod bare;
 pub mod ca;
 pub mod clock;
+pub mod daemon;
 pub mod entra;
 mod error;
 pub mod faults;

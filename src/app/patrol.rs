@@ -75,7 +75,10 @@ pub(super) async fn from_environment(clock: &Clock) -> Result<Plan, RunError> {
             }
             Err(error) => {
                 let report = error.report;
-                return Err(RunError::Failed(format!("{}; {}", report.detail, report.fix)));
+                return Err(RunError::Failed(format!(
+                    "{}; {}",
+                    report.detail, report.fix
+                )));
             }
         }
     }

@@ -5,6 +5,7 @@
 //! and read by [`answer`]; what does not come back is explained by [`network`].
 
 mod answer;
+mod asked;
 mod network;
 mod text;
 
@@ -16,7 +17,7 @@ use reqwest::{Certificate, Client, ClientBuilder, Proxy, Request, Response, redi
 use url::{Host, Url, form_urlencoded};
 use zeroize::Zeroizing;
 
-use self::answer::{Asked, Reply};
+use self::{answer::Reply, asked::Asked};
 use super::{Exchange, ExchangeError, ExchangeRequest, IssuedToken, TokenExchange};
 use crate::{config, report::Report, time::Clock};
 
@@ -64,7 +65,7 @@ pub struct EntraExchange {
 
 impl EntraExchange {
     /// Prepares the client. Reads the CA file; connects to nothing.
-    pub fn new(config: &config::Entra, clock: Clock) -> Result<Self, Report> {
+    pub fn new(config: &config::Entra, clock: Clock) -> Result<Self, Box<Report>> {
         Self::with_deadlines(config, clock, Deadlines::default())
     }
 
@@ -73,16 +74,16 @@ impl EntraExchange {
         config: &config::Entra,
         clock: Clock,
         deadlines: Deadlines,
-    ) -> Result<Self, Report> {
+    ) -> Result<Self, Box<Report>> {
         let mut builder = trust(client(deadlines).https_only(true), config)?;
         if let Some(url) = &config.proxy {
             let proxy = Proxy::all(url.clone()).map_err(|e| {
-                Report::permanent(
+                Box::new(Report::permanent(
                     "entra-proxy",
                     "The proxy cannot be used",
                     network::root_cause(&e),
                     "correct `entra.proxy`: http://host:port or https://host:port",
-                )
+                ))
             })?;
             builder = builder.proxy(proxy);
         }
@@ -92,7 +93,10 @@ impl EntraExchange {
             .transpose()
             .map_err(|e| no_client(&e))?;
         Ok(Self {
-            client: builder.build().map_err(|e| no_client(&e))?,
+            client: builder.build().map_err(|e| match &config.ca_file {
+                Some(path) => ca_fault(format!("{}: {}", path.display(), network::root_cause(&e))),
+                None => no_client(&e),
+            })?,
             loopback,
             deadlines,
             clock,
@@ -180,18 +184,18 @@ fn client(deadlines: Deadlines) -> ClientBuilder {
 }
 
 /// Adds the configured certificate authorities to the system's, or puts them in their place.
-fn trust(builder: ClientBuilder, config: &config::Entra) -> Result<ClientBuilder, Report> {
+fn trust(builder: ClientBuilder, config: &config::Entra) -> Result<ClientBuilder, Box<Report>> {
     let Some(path) = &config.ca_file else {
-        return Ok(builder);
+        // Not the system's instead: whoever wants a CA of his own wants no other.
+        return if config.ca_only {
+            Err(ca_fault(
+                "`entra.ca_only` is set, and there is no `entra.ca_file`",
+            ))
+        } else {
+            Ok(builder)
+        };
     };
-    let fault = |detail: String| {
-        Report::permanent(
-            "entra-ca-file",
-            "The CA file cannot be used",
-            format!("{}: {detail}", path.display()),
-            "set `entra.ca_file` to a readable file of one or more CA certificates in PEM",
-        )
-    };
+    let fault = |detail: String| ca_fault(format!("{}: {detail}", path.display()));
     let pem = fs::read(path).map_err(|e| fault(e.to_string()))?;
     let certificates =
         Certificate::from_pem_bundle(&pem).map_err(|e| fault(network::root_cause(&e)))?;
@@ -205,14 +209,23 @@ fn trust(builder: ClientBuilder, config: &config::Entra) -> Result<ClientBuilder
     })
 }
 
-fn no_client(error: &reqwest::Error) -> Report {
-    Report::permanent(
+fn ca_fault(detail: impl Into<String>) -> Box<Report> {
+    Box::new(Report::permanent(
+        "entra-ca-file",
+        "The CA file cannot be used",
+        detail,
+        "set `entra.ca_file` to a readable file of one or more CA certificates in PEM",
+    ))
+}
+
+fn no_client(error: &reqwest::Error) -> Box<Report> {
+    Box::new(Report::permanent(
         "entra-no-ca",
         "No certificate authority is trusted",
         network::root_cause(error),
         "install the system's CA certificates (package ca-certificates), or point SSL_CERT_FILE or \
          `entra.ca_file` at a file of them",
-    )
+    ))
 }
 
 fn form_request(client: &Client, asked: &Asked<'_>) -> reqwest::Result<Request> {
@@ -673,11 +686,56 @@ mod tests {
         let mut missing = good.clone();
         missing.ca_file = Some(folder.path().join("none.pem"));
         assert_eq!(code(&missing), "entra-ca-file");
-        let mut empty = good;
-        let path = folder.path().join("empty.pem");
-        fs::write(&path, "no certificate\n").unwrap();
-        empty.ca_file = Some(path);
-        assert_eq!(code(&empty), "entra-ca-file");
+        let mut bad = good.clone();
+        let path = folder.path().join("bad.pem");
+        bad.ca_file = Some(path.clone());
+        let pem =
+            |body| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+        for text in [
+            "no certificate\n",
+            &pem("bm8gY2VydGlmaWNhdGU="),
+            &pem("!!!"),
+        ] {
+            fs::write(&path, text).unwrap();
+            for ca_only in [true, false] {
+                bad.ca_only = ca_only;
+                assert_eq!(code(&bad), "entra-ca-file", "{text}");
+            }
+        }
+        let mut none = good;
+        none.ca_file = None;
+        assert_eq!(code(&none), "entra-ca-file");
+    }
+
+    #[test]
+    fn without_a_ca_store_the_cure_is_told() {
+        const CHILD: &str = "SPIFFE_ENTRA_TEST_WITHOUT_CA_STORE";
+        let config = config::Entra {
+            ca_file: None,
+            ca_only: false,
+            proxy: None,
+            allow_http_loopback: true,
+        };
+        if std::env::var_os(CHILD).is_some() {
+            let report = EntraExchange::new(&config, Clock::system()).unwrap_err();
+            assert_eq!(report.code, "entra-no-ca");
+            assert!(report.fix.contains("ca-certificates") && report.fix.contains("SSL_CERT_FILE"));
+            return;
+        }
+        // The store is found by environment variables, which a test must not set beside others.
+        let name = "exchange::entra::tests::without_a_ca_store_the_cure_is_told";
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env("SSL_CERT_FILE", "/nonexistent")
+            .env("SSL_CERT_DIR", "/nonexistent")
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let shown = String::from_utf8_lossy(&child.stdout);
+        assert!(
+            child.status.success() && shown.contains("1 passed"),
+            "{shown}"
+        );
     }
 
     #[test]

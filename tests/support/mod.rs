@@ -1,6 +1,13 @@
 //! Runs the real daemon against the lab and talks to it as a client would: over its socket.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+#![allow(unreachable_pub, reason = "a module of every test binary")]
+#![allow(clippy::disallowed_methods, reason = "waits in real time")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 use std::{
     collections::BTreeSet,
@@ -42,12 +49,23 @@ pub struct Start {
     pub env: Vec<(String, String)>,
     /// Under which uid, when the test is root.
     pub uid: Option<u32>,
+    /// Where the socket is to be, when not in the daemon's own folder.
+    pub at: Option<PathBuf>,
+    /// What is run with the program's command line behind its own. `SOCKET` stands for the path.
+    pub launcher: Vec<String>,
 }
 
 impl Start {
     /// With a configuration. `SOCKET` in it stands for the socket's path.
     pub fn new(config: &str) -> Self {
-        Self { config: config.into(), args: Vec::new(), env: Vec::new(), uid: None }
+        Self {
+            config: config.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            uid: None,
+            at: None,
+            launcher: Vec::new(),
+        }
     }
 
     pub fn arg(mut self, arg: &str) -> Self {
@@ -60,10 +78,24 @@ impl Start {
         self
     }
 
+    /// Puts the socket elsewhere.
+    pub fn socket(mut self, path: &Path) -> Self {
+        self.at = Some(path.to_owned());
+        self
+    }
+
+    /// Starts it by way of another program that ends in exec.
+    pub fn launcher(mut self, command: &[&str]) -> Self {
+        self.launcher = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     /// Starts it and waits until it accepts.
     pub fn run(self) -> Daemon {
         let daemon = self.spawn();
-        daemon.until("the daemon accepts", || UnixStream::connect(&daemon.socket).is_ok());
+        daemon.until("the daemon accepts", || {
+            UnixStream::connect(&daemon.socket).is_ok()
+        });
         daemon
     }
 
@@ -71,11 +103,31 @@ impl Start {
     pub fn spawn(self) -> Daemon {
         let folder = tempfile::Builder::new().prefix("se-").tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let socket = folder.path().join("run").join("s");
+        let socket = self
+            .at
+            .clone()
+            .unwrap_or_else(|| folder.path().join("run").join("s"));
         let config = folder.path().join("config.toml");
-        fs::write(&config, self.config.replace("SOCKET", socket.to_str().unwrap())).unwrap();
+        fs::write(
+            &config,
+            self.config.replace("SOCKET", socket.to_str().unwrap()),
+        )
+        .unwrap();
         let log = fs::File::create(folder.path().join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_spiffe-entra"));
+        let mut words: Vec<String> = self
+            .launcher
+            .iter()
+            .map(|word| {
+                if word == "SOCKET" {
+                    socket.display().to_string()
+                } else {
+                    word.clone()
+                }
+            })
+            .collect();
+        words.push(env!("CARGO_BIN_EXE_spiffe-entra").into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         command
             .arg("run")
             .args(&self.args)
@@ -89,7 +141,12 @@ impl Start {
             command.uid(uid).gid(uid);
         }
         let child = command.spawn().unwrap();
-        Daemon { child: Mutex::new(child), folder, socket, secrets: Mutex::default() }
+        Daemon {
+            child: Mutex::new(child),
+            folder,
+            socket,
+            secrets: Mutex::default(),
+        }
     }
 }
 
@@ -100,8 +157,11 @@ impl Daemon {
 
     /// Writes another configuration; [`Self::signal`] with SIGHUP puts it in force.
     pub fn configure(&self, config: &str) {
-        fs::write(self.config_path(), config.replace("SOCKET", self.socket.to_str().unwrap()))
-            .unwrap();
+        fs::write(
+            self.config_path(),
+            config.replace("SOCKET", self.socket.to_str().unwrap()),
+        )
+        .unwrap();
     }
 
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
@@ -121,7 +181,9 @@ impl Daemon {
     /// Waits until the log has a line with all of these words.
     pub fn until_logged(&self, words: &[&str]) {
         self.until(&format!("a log line with {words:?}"), || {
-            self.log().lines().any(|line| words.iter().all(|word| line.contains(word)))
+            self.log()
+                .lines()
+                .any(|line| words.iter().all(|word| line.contains(word)))
         });
     }
 
@@ -129,10 +191,15 @@ impl Daemon {
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let start = Instant::now();
         while !condition() {
-            if let Some(status) = self.child.lock().unwrap().try_wait().unwrap() {
+            let ended = self.child.lock().unwrap().try_wait().unwrap();
+            if let Some(status) = ended {
                 panic!("the daemon ended ({status}) before: {what}\n{}", self.log());
             }
-            assert!(start.elapsed() < SOON, "did not come: {what}\n{}", self.log());
+            assert!(
+                start.elapsed() < SOON,
+                "did not come: {what}\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -141,10 +208,15 @@ impl Daemon {
     pub fn wait(&self) -> i32 {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.child.lock().unwrap().try_wait().unwrap() {
+            let ended = self.child.lock().unwrap().try_wait().unwrap();
+            if let Some(status) = ended {
                 return status.code().unwrap_or(-1);
             }
-            assert!(start.elapsed() < SOON, "the daemon does not end\n{}", self.log());
+            assert!(
+                start.elapsed() < SOON,
+                "the daemon does not end\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -161,10 +233,15 @@ impl Daemon {
     pub fn request(&self, method: &str, target: &str) -> Response {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        write!(stream, "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            .unwrap();
+        write!(
+            stream,
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        stream
+            .read_to_string(&mut answer)
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.log()));
         let response = Response::parse(&answer);
         if let Some(token) = response.json().get("access_token").and_then(Value::as_str) {
             self.secret(token);
@@ -222,16 +299,30 @@ impl Response {
     pub fn parse(answer: &str) -> Self {
         let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
         let mut lines = head.lines();
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let status = lines
+            .next()
+            .unwrap()
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap();
         let headers = lines
             .filter_map(|line| line.split_once(": "))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
             .collect();
-        Self { status, headers, body: body.into() }
+        Self {
+            status,
+            headers,
+            body: body.into(),
+        }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The body as JSON; null when it is none.
@@ -323,6 +414,10 @@ pub fn get_as(uid: u32, socket: &Path, target: &str) -> Response {
         .current_dir("/")
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Response::parse(&String::from_utf8(output.stdout).unwrap())
 }

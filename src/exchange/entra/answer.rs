@@ -10,16 +10,15 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-use url::Url;
 use zeroize::Zeroizing;
 
 use super::{
     REQUEST_ID,
+    asked::{Asked, is_retryable},
     text::{TimeRange, clean, identifier, retry_after},
 };
 use crate::{
-    exchange::{Class, ExchangeError, ExchangeRequest, IssuedToken, aadsts},
-    report::Report,
+    exchange::{Class, ExchangeError, IssuedToken, aadsts},
     secret::Secret,
 };
 
@@ -29,13 +28,6 @@ const LIFETIME_LIMIT: i64 = 48 * 3600;
 
 /// Entra's code for an assertion that is out of its time range.
 const STALE: u32 = 700_024;
-
-/// A request on its way.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Asked<'a> {
-    pub(super) request: ExchangeRequest<'a>,
-    pub(super) request_id: &'a str,
-}
 
 /// An answer, complete.
 pub(super) struct Reply {
@@ -348,114 +340,6 @@ fn is_html(reply: &Reply) -> bool {
                 .starts_with("text/html")
         });
     says_so || reply.body.trim_ascii_start().starts_with(b"<")
-}
-
-fn is_retryable(class: Class) -> bool {
-    matches!(class, Class::Transient | Class::Propagating { .. })
-}
-
-impl Asked<'_> {
-    pub(super) fn assertion(&self) -> &str {
-        self.request.assertion.token.expose()
-    }
-
-    /// Whom was asked: scheme, host and port.
-    pub(super) fn place(&self) -> String {
-        Url::origin(&self.request.target.authority).ascii_serialization()
-    }
-
-    pub(super) fn transient(
-        &self,
-        code: &'static str,
-        title: &'static str,
-        detail: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> ExchangeError {
-        self.error(Class::Transient, code, title, detail, fix)
-    }
-
-    pub(super) fn misconfigured(
-        &self,
-        code: &'static str,
-        title: &'static str,
-        detail: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> ExchangeError {
-        self.error(Class::Misconfigured, code, title, detail, fix)
-    }
-
-    fn error(
-        &self,
-        class: Class,
-        code: &'static str,
-        title: &'static str,
-        detail: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> ExchangeError {
-        let mut report = Report::permanent(code, title, detail, fix);
-        report.retryable = is_retryable(class);
-        report.correlation_id = Some(self.request_id.to_owned());
-        ExchangeError {
-            class,
-            revokes: false,
-            throttled: false,
-            stale_assertion: false,
-            report: Box::new(report),
-        }
-    }
-
-    fn fix(&self, entry: &aadsts::Entry) -> String {
-        let ExchangeRequest {
-            target,
-            scope,
-            assertion,
-            ..
-        } = self.request;
-        let shown = Shown::read(self.assertion());
-        entry.fix(&aadsts::Context {
-            subject: &shown.sub,
-            issuer: &assertion.issuer,
-            audience: &shown.aud,
-            client_id: &target.client_id,
-            tenant: &target.tenant,
-            resource: scope.resource(),
-        })
-    }
-}
-
-/// What Entra was shown, as it stands in the assertion: the credential must have the same.
-#[derive(Deserialize)]
-struct Shown {
-    sub: String,
-    #[serde(deserialize_with = "first")]
-    aud: String,
-}
-
-impl Shown {
-    fn read(assertion: &str) -> Self {
-        let payload = assertion
-            .split('.')
-            .nth(1)
-            .and_then(|p| URL_SAFE_NO_PAD.decode(p).ok());
-        let shown = payload.and_then(|json| serde_json::from_slice(&json).ok());
-        shown.unwrap_or_else(|| Self {
-            sub: aadsts::Context::GENERAL.subject.into(),
-            aud: aadsts::Context::GENERAL.audience.into(),
-        })
-    }
-}
-
-fn first<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Audience {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match Audience::deserialize(from)? {
-        Audience::One(one) => one,
-        Audience::Many(many) => many.join(" "),
-    })
 }
 
 #[cfg(test)]

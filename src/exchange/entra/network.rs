@@ -3,7 +3,7 @@
 
 use std::{error::Error as StdError, io};
 
-use super::{Deadlines, answer::Asked, text};
+use super::{Deadlines, asked::Asked, text};
 use crate::exchange::ExchangeError;
 
 /// Says which layer failed, and what to look at.
