@@ -149,7 +149,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
 ];
 
 const DEFAULT_MODE: u32 = 0o660;
-const DEFAULT_MAX_CONNECTIONS: usize = 1024;
+const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 pub(super) const DEFAULT_SOCKET: &str = "/run/spiffe-entra/spiffe-entra.sock";
 
 #[cfg(test)]
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(plan.listeners[0].socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(
             (plan.listeners[0].mode, plan.listeners[0].max_connections),
-            (0o660, 1024)
+            (0o660, 4096)
         );
     }
 

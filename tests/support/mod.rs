@@ -421,3 +421,43 @@ pub fn get_as(uid: u32, socket: &Path, target: &str) -> Response {
     );
     Response::parse(&String::from_utf8(output.stdout).unwrap())
 }
+
+/// Asks many times at once as one user: all connect, then all ask, then all listen.
+pub fn crowd(uid: u32, socket: &Path, target: &str, size: usize) -> Vec<Response> {
+    let script = "import resource,socket,sys\n\
+        hard=resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n\
+        resource.setrlimit(resource.RLIMIT_NOFILE,(hard,hard))\n\
+        peers=[]\n\
+        for _ in range(int(sys.argv[3])):\n\
+        \x20 s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); peers.append(s)\n\
+        for s in peers:\n\
+        \x20 s.sendall(('GET '+sys.argv[2]+' HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n').encode())\n\
+        for s in peers:\n\
+        \x20 out=b''.join(iter(lambda: s.recv(65536), b''))\n\
+        \x20 sys.stdout.buffer.write(len(out).to_bytes(4,'big')+out)";
+    let mut command = Command::new("python3");
+    command
+        .args(["-c", script])
+        .arg(socket)
+        .arg(target)
+        .arg(size.to_string())
+        .current_dir("/");
+    if is_root() {
+        command.uid(uid).gid(uid);
+    }
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut rest = output.stdout.as_slice();
+    let mut answers = Vec::new();
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        let (answer, behind) = behind.split_at(u32::from_be_bytes(*length) as usize);
+        answers.push(Response::parse(std::str::from_utf8(answer).unwrap()));
+        rest = behind;
+    }
+    assert_eq!(answers.len(), size);
+    answers
+}
