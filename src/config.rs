@@ -1,6 +1,6 @@
 //! Configuration: from what the operator wrote to the [`Plan`] that the program uses.
 //!
-//! The conversion is the validation: a value in a `Plan` needs no further check. [`load`] notes
+//! The conversion is the validation: a value in a `Plan` needs no further check. [`load()`] notes
 //! every mistake before it gives up, each with its file, line and column and what to change.
 //!
 //! # Layout
