@@ -1,3 +1,6 @@
+//! Group root counts as "others" like any group: the group's bits are also what an access control
+//! list shows, so `root:root` with mode 0664 may well be a file that a listed user can write.
+//!
 //! The files of a configuration: read them, and make sure that nobody else can write them.
 //!
 //! Whoever can write a file decides who has which token, so every file that is read (and the CA
@@ -325,7 +328,7 @@ impl Judged {
         if self.sticky || self.read_only {
             return faults;
         }
-        let group = self.mode & 0o020 != 0 && self.gid != 0;
+        let group = self.mode & 0o020 != 0;
         let other = self.mode & 0o002 != 0;
         let (who, change) = match (group, other) {
             (false, false) => return faults,
@@ -485,7 +488,7 @@ mod tests {
         assert_eq!(foreign[0].fix, "chown root '/etc/a b'");
         assert!(!faults(Judged { uid: 900, ..safe }, 0).is_empty());
         // Any group is others: what looks like root's may be the mask of an access control list.
-        for gid in [1001] {
+        for gid in [1001, 0] {
             let group = faults(
                 Judged {
                     mode: 0o664,
