@@ -111,7 +111,7 @@ async fn grpcurl_lists_asks_and_is_refused() {
         tenant: &world.tenant(),
         identities,
     };
-    let daemon = Daemon::start(world.dir(), us, &settings);
+    let daemon = Daemon::start(us, &settings);
     let call = |options: &[&str], method: &[&str]| output(daemon.grpcurl(us, options, method));
 
     let listed = both(&call(&[], &["list"]));

@@ -13,7 +13,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::parts;
-use crate::process::{Process, both, command, command_as, install, output, succeed, wait_for};
+use crate::process::{Process, both, command, command_as, output, succeed, wait_for};
+use crate::support::install;
 use crate::tls::Certificate;
 
 /// The trust domain of every SPIRE that the tests start.

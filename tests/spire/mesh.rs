@@ -69,7 +69,7 @@ impl Mesh {
                 identity("reports", &reports, rule),
             ],
         };
-        let daemon = Daemon::start(&spire.path(""), daemon_uid(), &settings);
+        let daemon = Daemon::start(daemon_uid(), &settings);
         Self {
             daemon,
             spire,

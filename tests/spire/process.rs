@@ -113,16 +113,6 @@ pub(crate) fn command_as(uid: u32, program: impl AsRef<Path>) -> Command {
     )
 }
 
-/// Puts a program where every user can start it, which a build's folder may not be.
-pub(crate) fn install(program: &Path, folder: &Path) -> PathBuf {
-    let there = folder.join(program.file_name().expect("a program has a name"));
-    if !there.exists() && fs::hard_link(program, &there).is_err() {
-        // Another file system.
-        fs::copy(program, &there).unwrap();
-    }
-    there
-}
-
 /// Runs a command to its end.
 pub(crate) fn output(mut command: Command) -> Output {
     command

@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use crate::harness::{ENTRY_LIMIT, Spire, spiffe_id};
 use crate::parts::{self, Part, have};
-use crate::process::{both, command_as, install, output, wait_for};
+use crate::process::{both, command_as, output, wait_for};
 use crate::support::claims;
+use crate::support::install;
 use crate::users::{NamedUser, unused_uid};
 
 #[test]
