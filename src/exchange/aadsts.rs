@@ -3,7 +3,7 @@
 //! The table is data (`aadsts.toml`), so that adding a code needs no Rust. It serves the exchange,
 //! which classifies by it, and `explain`, which prints it.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{borrow::Cow, collections::HashMap, sync::LazyLock, time::Duration};
 
 use serde::Deserialize;
 
@@ -74,7 +74,7 @@ impl Context<'static> {
 
 impl Entry {
     /// `AADSTS700213`
-    pub fn name(&self) -> String {
+    pub fn name(&self) -> Cow<'static, str> {
         name(self.code)
     }
 
@@ -164,9 +164,18 @@ pub fn leading_code(text: &str) -> Option<u32> {
     digits[..end].parse().ok()
 }
 
-/// `AADSTS` before the number.
-pub fn name(code: u32) -> String {
-    format!("{PREFIX}{code}")
+/// `AADSTS` before the number; borrowed for the codes of the table.
+pub fn name(code: u32) -> Cow<'static, str> {
+    static NAMES: LazyLock<HashMap<u32, String>> = LazyLock::new(|| {
+        entries()
+            .iter()
+            .map(|entry| (entry.code, format!("{PREFIX}{}", entry.code)))
+            .collect()
+    });
+    match NAMES.get(&code) {
+        Some(name) => Cow::Borrowed(name),
+        None => Cow::Owned(format!("{PREFIX}{code}")),
+    }
 }
 
 /// Where Microsoft explains a code, also one that the table does not know.

@@ -184,7 +184,7 @@ impl Connection {
                 ..Refusal::default()
             },
         );
-        self.server.count_request(&report.code);
+        self.server.count_request(report.label());
     }
 
     /// Lets admins pass.

@@ -9,6 +9,10 @@ use std::{
     },
 };
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared as Joint},
+};
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -40,8 +44,14 @@ pub struct Account {
     revoked: Mutex<Option<Arc<Report>>>,
     /// Whether the task that renews the JWT-SVID runs.
     keeping: AtomicBool,
+    /// The fetch of a JWT-SVID that somebody wanted to see the end of: one at a time.
+    fetching: Mutex<Option<SharedFetch>>,
+    /// When an exchange last worked.
+    last_success: Mutex<Option<Moment>>,
     pub(super) stop: CancellationToken,
 }
+
+type SharedFetch = Joint<BoxFuture<'static, Result<Arc<Assertion>, AssertionError>>>;
 
 #[derive(Default)]
 struct Keys {
@@ -49,6 +59,38 @@ struct Keys {
     /// By claims challenge as well.
     challenged: HashMap<(Scope, Box<str>), Arc<Entry>>,
     closed: bool,
+}
+
+impl Keys {
+    /// Takes out the key that is missed least: of those that hold nothing to be served again, the
+    /// one that was asked for longest ago.
+    fn make_room(&mut self, now: Moment) -> bool {
+        let dispensable =
+            |entry: &&Arc<Entry>| entry.claims.is_some() || !entry.state.borrow().holds_token(now);
+        let keys = self.plain.values().chain(self.challenged.values());
+        let oldest = keys
+            .filter(dispensable)
+            .filter_map(|entry| Some((entry.idle_since()?, entry)))
+            .min_by_key(|(since, _)| *since)
+            .map(|(_, entry)| Arc::clone(entry));
+        oldest.is_some_and(|entry| self.remove(&entry))
+    }
+
+    /// Takes out this very key; another of the same name stays.
+    fn remove(&mut self, entry: &Arc<Entry>) -> bool {
+        let is_it = |found: Option<&Arc<Entry>>| found.is_some_and(|it| Arc::ptr_eq(it, entry));
+        let removed = match &entry.claims {
+            None => {
+                is_it(self.plain.get(&entry.scope)) && self.plain.remove(&entry.scope).is_some()
+            }
+            Some(claims) => {
+                let key = (entry.scope.clone(), claims.clone());
+                is_it(self.challenged.get(&key)) && self.challenged.remove(&key).is_some()
+            }
+        };
+        entry.close();
+        removed
+    }
 }
 
 impl Account {
@@ -67,6 +109,8 @@ impl Account {
             keys: RwLock::default(),
             revoked: Mutex::default(),
             keeping: AtomicBool::new(false),
+            fetching: Mutex::default(),
+            last_success: Mutex::default(),
             stop: shared.stop.child_token(),
             shared,
         }
@@ -142,17 +186,20 @@ impl Account {
 
     /// Drops this account's tokens and JWT-SVID and fetches new ones; returns how many tokens.
     pub async fn refresh(self: &Arc<Self>) -> Result<usize, Report> {
+        // First what is dropped whatever comes: an operator who wants a token gone has a reason.
         self.keeper.forget();
         self.restore();
-        self.assertion().await.map_err(|error| *error.report)?;
-        let started = self.shared.clock.now();
-        let entries = self.plain_entries();
-        let wanted: Vec<_> = entries.iter().map(|entry| entry.demand()).collect();
-        for entry in &entries {
+        for entry in self.entries() {
             entry.state.send_modify(|state| {
                 state.token = None;
                 state.failure = None;
             });
+        }
+        let entries = self.plain_entries();
+        let wanted: Vec<_> = entries.iter().map(|entry| entry.demand()).collect();
+        self.assertion().await.map_err(|error| *error.report)?;
+        let started = self.shared.clock.now();
+        for entry in &entries {
             entry.want.notify_one();
         }
         let mut renewed = 0;
@@ -169,6 +216,21 @@ impl Account {
     /// The JWT-SVID in use, fetched now if need be: tells whether SPIRE knows us. The fetch goes on
     /// when the caller does not wait for its end.
     pub async fn assertion(self: &Arc<Self>) -> Result<Arc<Assertion>, AssertionError> {
+        let fetch = {
+            let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            match fetching.as_ref().filter(|fetch| fetch.peek().is_none()) {
+                Some(fetch) => fetch.clone(),
+                None => {
+                    let fetch = self.spawn_fetch();
+                    *fetching = Some(fetch.clone());
+                    fetch
+                }
+            }
+        };
+        fetch.await
+    }
+
+    fn spawn_fetch(self: &Arc<Self>) -> SharedFetch {
         let account = Arc::clone(self);
         let fetch = self.shared.tasks.spawn(async move {
             tokio::select! {
@@ -177,10 +239,13 @@ impl Account {
                 fetched = account.keeper.get(&account.trust.assertion) => fetched,
             }
         });
-        // The task is not aborted, so this is a panic in the source.
-        fetch
-            .await
-            .unwrap_or_else(|_panic| Err(worker::stopping_assertion()))
+        // The task is not aborted, so an error is a panic in the source.
+        let fetch = async {
+            fetch
+                .await
+                .unwrap_or_else(|_panic| Err(worker::stopping_assertion()))
+        };
+        fetch.boxed().shared()
     }
 
     /// Learns whether there is a JWT-SVID for an account that nobody has asked yet, so that
@@ -216,7 +281,9 @@ impl Account {
             return Err(worker::closed());
         }
         let limit = self.shared.limits().resources_per_identity;
-        if keys.plain.len() + keys.challenged.len() >= limit {
+        if keys.plain.len() + keys.challenged.len() >= limit
+            && !keys.make_room(self.shared.clock.now())
+        {
             return Err(too_many_resources(limit));
         }
         let entry = Arc::new(Entry::new(scope.clone(), claims, self.shared.clock.now()));
@@ -236,18 +303,12 @@ impl Account {
     }
 
     /// Takes a key out of the map, unless somebody wants it after all.
-    pub(super) fn release(&self, entry: &Entry, still_wanted: impl FnOnce() -> bool) -> bool {
+    pub(super) fn release(&self, entry: &Arc<Entry>, still_wanted: impl FnOnce() -> bool) -> bool {
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         if still_wanted() {
             return false;
         }
-        match &entry.claims {
-            None => keys.plain.remove(&entry.scope),
-            Some(claims) => keys
-                .challenged
-                .remove(&(entry.scope.clone(), claims.clone())),
-        };
-        entry.close();
+        keys.remove(entry);
         true
     }
 
@@ -261,6 +322,11 @@ impl Account {
         self.keeper.forget_denial();
         self.keeper.drop_current();
         true
+    }
+
+    /// The task that renews the JWT-SVID is no more.
+    pub(super) fn keeping_ended(&self) {
+        self.keeping.store(false, Ordering::Release);
     }
 
     /// Withdraws every token: SPIRE or Entra no longer consents.
@@ -350,6 +416,29 @@ impl Account {
             entry.state.send_modify(|state| state.token = None);
             entry.want.notify_one();
         }
+    }
+
+    /// Notes an exchange that worked.
+    pub(super) fn succeeded(&self, now: Moment) {
+        *self
+            .last_success
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    /// When an exchange last worked.
+    pub(super) fn last_success(&self) -> Option<Moment> {
+        *self
+            .last_success
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether any key holds a token that has not expired.
+    pub(super) fn holds_token(&self, now: Moment) -> bool {
+        self.plain_entries()
+            .iter()
+            .any(|entry| entry.state.borrow().holds_token(now))
     }
 
     pub(super) fn keeper(&self) -> &Keeper {

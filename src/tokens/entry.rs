@@ -114,6 +114,12 @@ impl Entry {
         }
     }
 
+    /// When it was last asked for, in seconds of the boot-time clock; `None` while it is followed.
+    pub(super) fn idle_since(&self) -> Option<i64> {
+        let followed = self.followers.load(Ordering::Relaxed) > 0;
+        (!followed).then(|| self.asked.load(Ordering::Relaxed))
+    }
+
     /// Whether anybody has asked for it within `time`, or is waiting or following now.
     pub(super) fn is_wanted(&self, now: Moment, time: Duration) -> bool {
         let ago = now.boot_seconds() - self.asked.load(Ordering::Relaxed);
@@ -134,6 +140,8 @@ impl Entry {
             state.closed = true;
             state.token = None;
         });
+        // Its task ends.
+        self.want.notify_one();
     }
 
     pub(super) fn begin_following(&self) {
@@ -201,6 +209,15 @@ impl Entry {
             (None, Some(failure)) => Verdict::Fail(failure.answer(now)),
             (None, None) => Verdict::Fail(still_trying()),
         }
+    }
+}
+
+impl State {
+    /// Whether there is a token that has not expired.
+    pub(super) fn holds_token(&self, now: Moment) -> bool {
+        self.token
+            .as_ref()
+            .is_some_and(|token| !token.expiry.is_past(now))
     }
 }
 
