@@ -1,7 +1,7 @@
 //! The token cache: one task a live key, a `watch` channel to read it.
 //!
 //! An [`Account`] is everything that rests on one [`Trust`]: its JWT-SVID (`keeper`) and a key for
-//! each resource asked for (`entry`, driven by `worker`). [`Tokens`] holds the accounts. Nothing
+//! each resource asked for (`keys`, each an `entry` driven by its `worker`). [`Tokens`] holds the accounts. Nothing
 //! crosses from one account to another but Entra's wish to be left alone (`limits`).
 
 use std::{
@@ -34,6 +34,7 @@ mod attempt;
 mod consent;
 mod entry;
 mod keeper;
+mod keys;
 mod limits;
 mod schedule;
 mod snapshot;

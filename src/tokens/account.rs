@@ -1,10 +1,9 @@
 //! Everything that rests on one trust: the JWT-SVID and the tokens exchanged for it.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -17,9 +16,10 @@ use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    FIRST_TOKEN_WAIT, Served, Shared, Snapshot, TokenWatch, consent,
+    Served, Shared, Snapshot, TokenWatch, consent,
     entry::{Entry, Failure, Verdict},
     keeper::Keeper,
+    keys::{Found, Keys},
     limits::Allowance,
     schedule, worker,
 };
@@ -39,7 +39,7 @@ pub struct Account {
     /// Exchanges in flight: one identity's that hang leave room for the others'.
     pub(super) flights: Semaphore,
     keeper: Keeper,
-    keys: RwLock<Keys>,
+    keys: Keys,
     /// Why no token is served, while SPIRE or Entra has withdrawn its consent.
     revoked: Mutex<Option<Arc<Report>>>,
     /// Whether the task that renews the JWT-SVID runs.
@@ -52,46 +52,6 @@ pub struct Account {
 }
 
 type SharedFetch = Joint<BoxFuture<'static, Result<Arc<Assertion>, AssertionError>>>;
-
-#[derive(Default)]
-struct Keys {
-    plain: HashMap<Scope, Arc<Entry>>,
-    /// By claims challenge as well.
-    challenged: HashMap<(Scope, Box<str>), Arc<Entry>>,
-    closed: bool,
-}
-
-impl Keys {
-    /// Takes out the key that is missed least: of those that hold nothing to be served again, the
-    /// one that was asked for longest ago.
-    fn make_room(&mut self, now: Moment) -> bool {
-        let dispensable =
-            |entry: &&Arc<Entry>| entry.claims.is_some() || !entry.state.borrow().holds_token(now);
-        let keys = self.plain.values().chain(self.challenged.values());
-        let oldest = keys
-            .filter(dispensable)
-            .filter_map(|entry| Some((entry.idle_since()?, entry)))
-            .min_by_key(|(since, _)| *since)
-            .map(|(_, entry)| Arc::clone(entry));
-        oldest.is_some_and(|entry| self.remove(&entry))
-    }
-
-    /// Takes out this very key; another of the same name stays.
-    fn remove(&mut self, entry: &Arc<Entry>) -> bool {
-        let is_it = |found: Option<&Arc<Entry>>| found.is_some_and(|it| Arc::ptr_eq(it, entry));
-        let removed = match &entry.claims {
-            None => {
-                is_it(self.plain.get(&entry.scope)) && self.plain.remove(&entry.scope).is_some()
-            }
-            Some(claims) => {
-                let key = (entry.scope.clone(), claims.clone());
-                is_it(self.challenged.get(&key)) && self.challenged.remove(&key).is_some()
-            }
-        };
-        entry.close();
-        removed
-    }
-}
 
 impl Account {
     pub(super) fn new(trust: Trust, shared: Arc<Shared>) -> Self {
@@ -106,7 +66,7 @@ impl Account {
                 shared.metrics.clone(),
                 shared.jitter,
             ),
-            keys: RwLock::default(),
+            keys: Keys::default(),
             revoked: Mutex::default(),
             keeping: AtomicBool::new(false),
             fetching: Mutex::default(),
@@ -119,10 +79,7 @@ impl Account {
     /// A token from memory that is good enough to hand out, if there is one. The fast path.
     pub fn ready(&self, scope: &Scope) -> Option<Served> {
         let now = self.shared.clock.now();
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let entry = keys.plain.get(scope)?;
-        entry.touch(now);
-        entry.ready(now)
+        self.keys.ready(scope, now)
     }
 
     /// A token, exchanged now if need be. `claims` is a decoded claims challenge (JSON): it is
@@ -189,13 +146,13 @@ impl Account {
         // First what is dropped whatever comes: an operator who wants a token gone has a reason.
         self.keeper.forget();
         self.restore();
-        for entry in self.entries() {
+        for entry in self.keys.all() {
             entry.state.send_modify(|state| {
                 state.token = None;
                 state.failure = None;
             });
         }
-        let entries = self.plain_entries();
+        let entries = self.keys.plain_entries();
         let wanted: Vec<_> = entries.iter().map(|entry| entry.demand()).collect();
         self.assertion().await.map_err(|error| *error.report)?;
         let started = self.shared.clock.now();
@@ -251,13 +208,13 @@ impl Account {
     /// Learns whether there is a JWT-SVID for an account that nobody has asked yet, so that
     /// `status` knows. Keeps none: nothing would renew it.
     pub async fn probe(self: &Arc<Self>) {
-        let in_use = !self.entries().is_empty();
+        let in_use = !self.keys.all().is_empty();
         if in_use || (self.keeper.error().is_none() && self.keeper.has_fetched()) {
             return;
         }
         // The keeper has noted the outcome.
         let _outcome = self.assertion().await;
-        if self.entries().is_empty() {
+        if self.keys.all().is_empty() {
             self.keeper.drop_current();
         }
     }
@@ -269,31 +226,12 @@ impl Account {
 
     /// The key of a scope, with its task; made if there is none.
     fn entry(self: &Arc<Self>, scope: &Scope, claims: Option<&str>) -> Result<Arc<Entry>, Report> {
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        let found = match claims {
-            None => keys.plain.get(scope),
-            Some(claims) => keys.challenged.get(&(scope.clone(), claims.into())),
-        };
-        if let Some(entry) = found {
-            return Ok(Arc::clone(entry));
-        }
-        if keys.closed {
-            return Err(worker::closed());
-        }
         let limit = self.shared.limits().resources_per_identity;
-        if keys.plain.len() + keys.challenged.len() >= limit
-            && !keys.make_room(self.shared.clock.now())
-        {
-            return Err(too_many_resources(limit));
-        }
-        let entry = Arc::new(Entry::new(scope.clone(), claims, self.shared.clock.now()));
-        match claims {
-            None => keys.plain.insert(scope.clone(), Arc::clone(&entry)),
-            Some(claims) => keys
-                .challenged
-                .insert((scope.clone(), claims.into()), Arc::clone(&entry)),
+        let now = self.shared.clock.now();
+        let entry = match self.keys.find_or_insert(scope, claims, limit, now)? {
+            Found::Old(entry) => return Ok(entry),
+            Found::New(entry) => entry,
         };
-        drop(keys);
         let tasks = &self.shared.tasks;
         tasks.spawn(worker::renew(Arc::clone(self), Arc::clone(&entry)));
         if !self.keeping.swap(true, Ordering::AcqRel) {
@@ -304,24 +242,16 @@ impl Account {
 
     /// Takes a key out of the map, unless somebody wants it after all.
     pub(super) fn release(&self, entry: &Arc<Entry>, still_wanted: impl FnOnce() -> bool) -> bool {
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        if still_wanted() {
-            return false;
-        }
-        keys.remove(entry);
-        true
+        self.keys.release(entry, still_wanted)
     }
 
     /// Ends the task that renews the JWT-SVID, unless there are keys.
     pub(super) fn stop_keeping(&self) -> bool {
-        let keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        if !(keys.plain.is_empty() && keys.challenged.is_empty()) {
-            return false;
-        }
-        self.keeping.store(false, Ordering::Release);
-        self.keeper.forget_denial();
-        self.keeper.drop_current();
-        true
+        self.keys.if_empty(|| {
+            self.keeping.store(false, Ordering::Release);
+            self.keeper.forget_denial();
+            self.keeper.drop_current();
+        })
     }
 
     /// The task that renews the JWT-SVID is no more.
@@ -334,7 +264,7 @@ impl Account {
         let report = Arc::new(report.clone());
         *self.revoked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&report));
         let until = self.shared.clock.now().after(schedule::REMEMBER_PERMANENT);
-        for entry in self.entries() {
+        for entry in self.keys.all() {
             let withdrawn = entry.state.send_if_modified(|state| {
                 let withdrawn = state.token.take().is_some();
                 if withdrawn {
@@ -381,7 +311,7 @@ impl Account {
 
     /// Forgets failures that waiting cannot cure, so that the next request is tried anew.
     pub(super) fn forgive(&self) {
-        for entry in self.entries() {
+        for entry in self.keys.all() {
             entry.state.send_if_modified(|state| {
                 let forgiven = state
                     .failure
@@ -399,19 +329,12 @@ impl Account {
     /// Ends every task of the account; callers that wait get an answer.
     pub(super) fn close(&self) {
         self.stop.cancel();
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        keys.closed = true;
-        for entry in keys.plain.values().chain(keys.challenged.values()) {
-            entry.close();
-        }
-        keys.plain.clear();
-        keys.challenged.clear();
+        self.keys.close();
     }
 
     /// A challenge was answered: what the plain key holds has been refused by its resource.
     fn supersede(&self, scope: &Scope) {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = keys.plain.get(scope) {
+        if let Some(entry) = self.keys.plain(scope) {
             entry.demand();
             entry.state.send_modify(|state| state.token = None);
             entry.want.notify_one();
@@ -436,7 +359,8 @@ impl Account {
 
     /// Whether any key holds a token that has not expired.
     pub(super) fn holds_token(&self, now: Moment) -> bool {
-        self.plain_entries()
+        self.keys
+            .plain_entries()
             .iter()
             .any(|entry| entry.state.borrow().holds_token(now))
     }
@@ -445,39 +369,12 @@ impl Account {
         &self.keeper
     }
 
-    pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.plain
-            .values()
-            .chain(keys.challenged.values())
-            .map(Arc::clone)
-            .collect()
-    }
-
-    pub(super) fn plain_entry(&self, scope: &Scope) -> Option<Arc<Entry>> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.plain.get(scope).map(Arc::clone)
-    }
-
-    /// The keys without a claims challenge: those that are kept fresh and shown.
-    pub(super) fn plain_entries(&self) -> Vec<Arc<Entry>> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.plain.values().map(Arc::clone).collect()
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
     }
 }
 
 const FLIGHTS_PER_ACCOUNT: usize = 8;
-
-fn too_many_resources(limit: usize) -> Report {
-    let mut report = Report::transient(
-        "limit-resources",
-        "too many resources",
-        format!("this identity holds tokens for {limit} resources already"),
-        "ask for fewer, or raise limits.resources_per_identity; unused ones are dropped after a while",
-    );
-    report.retry_after = Some(FIRST_TOKEN_WAIT * 6);
-    report
-}
 
 impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -34,7 +34,7 @@ pub(super) async fn keep(account: Arc<Account>) {
             () = account.stop.cancelled() => return,
             () = sleep(wait) => {}
         }
-        if account.entries().is_empty() && account.stop_keeping() {
+        if account.keys().all().is_empty() && account.stop_keeping() {
             return;
         }
         if account.keeper().due_in().is_some_and(|due| !due.is_zero()) {

@@ -183,7 +183,7 @@ async fn what_holds_nothing_gives_its_place_up() {
     world.account.token(&graph(), None).await.unwrap();
     assert!(world.get().await.is_ok());
     sleep(MIN * 3).await;
-    let keys = world.account.entries().len();
+    let keys = world.account.keys().all().len();
     assert_eq!(keys, 2, "challenges are forgotten in minutes");
 }
 
