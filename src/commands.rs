@@ -44,7 +44,7 @@ pub async fn dispatch(cli: Cli, inherited: Vec<UnixListener>) -> Result<(), Fail
 fn checked(args: &Check, config: &Path) -> Result<(), Failure> {
     let read = config::load(config);
     let text = match args.output {
-        CheckOutput::Text => check::text(&read),
+        CheckOutput::Text => check::text(&read, nix::unistd::geteuid().as_raw()),
         CheckOutput::Json => check::json(&read),
     };
     match print(text.as_bytes()) {

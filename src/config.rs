@@ -19,6 +19,7 @@ mod diagnostics;
 mod environment;
 mod federation;
 mod files;
+mod guard;
 mod identity;
 mod limits;
 mod listen;

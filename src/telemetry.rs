@@ -148,11 +148,12 @@ impl<W: Write> Write for OneLine<W> {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = event.strip_suffix(b"\n").unwrap_or(event);
         if text.iter().any(|b| matches!(b, b'\n' | b'\r')) {
-            let escaped = String::from_utf8_lossy(text)
+            let mut escaped = String::from_utf8_lossy(text)
                 .replace('\n', "\\n")
                 .replace('\r', "\\r");
+            escaped.push('\n');
+            // In one write: between two, another thread's line would land on this one.
             self.0.write_all(escaped.as_bytes())?;
-            self.0.write_all(b"\n")?;
         } else {
             self.0.write_all(event)?;
         }
@@ -169,12 +170,13 @@ mod tests {
     use super::*;
     use std::sync::{Arc, Mutex};
 
+    /// What was written, one entry a write.
     #[derive(Clone, Default)]
-    struct Captured(Arc<Mutex<Vec<u8>>>);
+    struct Captured(Arc<Mutex<Vec<Vec<u8>>>>);
 
     impl Write for Captured {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().unwrap().push(bytes.to_vec());
             Ok(bytes.len())
         }
 
@@ -185,16 +187,24 @@ mod tests {
 
     impl Captured {
         fn text(&self) -> String {
-            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+            String::from_utf8(self.0.lock().unwrap().concat()).unwrap()
+        }
+
+        fn writes(&self) -> usize {
+            self.0.lock().unwrap().len()
         }
     }
 
-    fn logged(format: LogFormat, filter: &str, events: impl FnOnce()) -> String {
+    fn captured(format: LogFormat, filter: &str, events: impl FnOnce()) -> Captured {
         let captured = Captured::default();
         let writer = captured.clone();
         let subscriber = subscriber(format, filter, false, move || writer.clone()).unwrap();
         tracing::subscriber::with_default(subscriber, events);
-        captured.text()
+        captured
+    }
+
+    fn logged(format: LogFormat, filter: &str, events: impl FnOnce()) -> String {
+        captured(format, filter, events).text()
     }
 
     #[test]
@@ -237,6 +247,20 @@ mod tests {
         });
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains(r"x\n2026-01-01 INFO forged\r"), "{text}");
+    }
+
+    /// Between two writes another thread's line could come in, an audit line of JSON for one.
+    #[test]
+    fn every_event_is_one_write() {
+        for format in [LogFormat::Human, LogFormat::Json] {
+            let captured = captured(format, "info", || {
+                tracing::warn!(identity = %"x\nforged\r", "denied");
+                tracing::info!(target: AUDIT, identity = "a\nb", "granted");
+                tracing::info!("plain");
+            });
+            assert_eq!(captured.text().lines().count(), 3);
+            assert_eq!(captured.writes(), 3, "{}", captured.text());
+        }
     }
 
     #[test]

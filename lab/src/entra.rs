@@ -20,6 +20,7 @@ use crate::sync::lock;
 mod assertion;
 mod client;
 mod codes;
+mod credential;
 mod directory;
 mod discovery;
 mod exchange;
@@ -32,9 +33,8 @@ mod strictness;
 mod token;
 
 pub use client::{Client, NewClient};
-pub use directory::{
-    ClientKind, Credential, CredentialError, MAX_CREDENTIALS, Propagation, Resource,
-};
+pub use credential::{Credential, CredentialError, MAX_CREDENTIALS};
+pub use directory::{ClientKind, Propagation, Resource};
 pub use faults::{Fault, Faults, RetryAfter};
 pub use record::Exchange;
 pub use strictness::{CLOCK_SKEW, Strictness};

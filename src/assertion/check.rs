@@ -126,10 +126,8 @@ fn part<T: DeserializeOwned>(encoded: &str, name: &str) -> Result<T, AssertionEr
 
 fn check_header_names(encoded: &str) -> Result<(), AssertionError> {
     let names: std::collections::BTreeMap<String, IgnoredAny> = part(encoded, "header")?;
-    match names
-        .keys()
-        .find(|n| !["alg", "kid", "typ"].contains(&n.as_str()))
-    {
+    let known = ["alg", "kid", "typ"];
+    match names.keys().find(|n| !known.contains(&n.as_str())) {
         None => Ok(()),
         Some(name) => Err(unusable(
             "svid-header",
@@ -303,14 +301,11 @@ fn check_times(claims: &Claims, now: i64) -> Result<i64, AssertionError> {
     };
     for (name, at) in [("iat", claims.iat), ("nbf", claims.nbf)] {
         if let Some(at) = at.filter(|at| at.saturating_sub(now) > SKEW) {
+            let (at, now) = (rfc3339(at), rfc3339(now));
             return Err(transient(
                 "svid-clock",
                 "The JWT-SVID comes from the future: a clock is wrong",
-                format!(
-                    "its `{name}` is {}, and it is {} here",
-                    rfc3339(at),
-                    rfc3339(now)
-                ),
+                format!("its `{name}` is {at}, and it is {now} here"),
                 "set the clock of this machine and of the SPIRE server (NTP): one of them is wrong by \
                  more than five minutes",
             ));
@@ -381,12 +376,7 @@ fn unusable(
     }
 }
 
-fn transient(
-    code: &'static str,
-    title: &'static str,
-    detail: impl Into<String>,
-    fix: impl Into<String>,
-) -> AssertionError {
+fn transient(code: &'static str, title: &'static str, detail: String, fix: &str) -> AssertionError {
     AssertionError {
         kind: AssertionErrorKind::Unusable,
         report: Box::new(Report::transient(code, title, detail, fix)),

@@ -7,12 +7,15 @@ use serde::Serialize;
 use crate::config::{CallerRule, Identity, Listener, Mistake, Mistakes, Plan, Resources};
 
 /// For people: socket by socket, caller → identity → SPIFFE ID → credential → tenant and client →
-/// resources; then warnings and mistakes.
-pub(super) fn text(read: &Result<Plan, Mistakes>) -> String {
+/// resources; then warnings and mistakes. `uid` is whose eyes it was read with.
+pub(super) fn text(read: &Result<Plan, Mistakes>, uid: u32) -> String {
     let mut page = Page::default();
     match read {
         Ok(plan) => page.plan(plan),
         Err(mistakes) => page.mistakes(mistakes),
+    }
+    if uid == 0 && depends_on_user(read) {
+        page.line(HINT_FOR_ROOT);
     }
     page.line(&summary(read));
     page.0
@@ -42,6 +45,20 @@ pub(super) fn exit_code(read: &Result<Plan, Mistakes>) -> u8 {
         _ => 2,
     }
 }
+
+/// Whether another user might see another result: a socket belongs to whoever runs the daemon
+/// unless the configuration says otherwise, and with mistakes it is not known what that says.
+fn depends_on_user(read: &Result<Plan, Mistakes>) -> bool {
+    read.as_ref().map_or(true, |plan| {
+        let mut sockets = plan.listeners.iter();
+        sockets.any(|socket| socket.owner.is_none() || socket.group.is_none())
+    })
+}
+
+const HINT_FOR_ROOT: &str = "\
+hint: this is how it looks to root: owner and group of sockets and files were judged for uid 0. Run it
+as the daemon's user: sudo -u spiffe-entra spiffe-entra check
+";
 
 fn summary(read: &Result<Plan, Mistakes>) -> String {
     match read {
@@ -394,7 +411,7 @@ mod tests {
     fn people_see_who_may_become_what() {
         let read = given(&sound()).load();
         assert_eq!(
-            text(&read),
+            text(&read, 900),
             "\
 workload API unix:///run/spire/agent/public/api.sock
 proxy        http://proxy:8080/
@@ -425,7 +442,7 @@ socket /run/spiffe-entra/a.sock (mode 0666, owner the daemon's user, group the d
     #[test]
     fn without_an_issuer_people_are_told_where_it_comes_from() {
         let read = given(&format!("{HEAD}{LISTEN}{IDENTITY}")).load();
-        assert!(text(&read).contains("issuer   must equal SPIRE's `jwt_issuer`"));
+        assert!(text(&read, 900).contains("issuer   must equal SPIRE's `jwt_issuer`"));
         let json: serde_json::Value = serde_json::from_str(&json(&read)).unwrap();
         assert!(json["identities"][0]["credential"]["issuer"].is_null());
     }
@@ -436,7 +453,7 @@ socket /run/spiffe-entra/a.sock (mode 0666, owner the daemon's user, group the d
         let listen =
             "[[listen]]\nsocket = \"/run/b.sock\"\ngroup = 2000\nidentities = [\"other\"]\n";
         let read = given(&format!("{HEAD}{LISTEN}{listen}{IDENTITY}{other}")).load();
-        let shown = text(&read);
+        let shown = text(&read, 900);
         let (first, second) = shown.split_once("socket /run/b.sock").unwrap();
         assert!(first.contains("\n  payments\n") && first.contains("\n  other\n"));
         assert!(!second.contains("\n  payments\n") && second.contains("\n  other\n"));
@@ -456,7 +473,7 @@ socket /run/spiffe-entra/a.sock (mode 0666, owner the daemon's user, group the d
     fn a_quarantined_identity_is_exit_code_two_beside_the_others() {
         let bad = IDENTITY.replace("name = \"payments\"", "name = \"bad\"\nclient = 1");
         let read = given(&format!("{HEAD}{LISTEN}{IDENTITY}{bad}")).load();
-        let shown = text(&read);
+        let shown = text(&read, 900);
         assert!(shown.contains("\n  payments\n"), "{shown}");
         assert!(
             shown.contains("error: unknown key `client` in [[identity]] `bad`\n"),
@@ -478,7 +495,7 @@ socket /run/spiffe-entra/a.sock (mode 0666, owner the daemon's user, group the d
     #[test]
     fn mistakes_alone_are_shown_in_full() {
         let read = given(&format!("colour = 1\n{HEAD}")).load();
-        let shown = text(&read);
+        let shown = text(&read, 900);
         assert!(
             shown.starts_with("error: there is no [[identity]]"),
             "{shown}"
@@ -504,7 +521,7 @@ socket /run/spiffe-entra/a.sock (mode 0666, owner the daemon's user, group the d
     fn warnings_are_shown_and_are_no_mistakes() {
         let lonely = crate::config::testing::identity_with("callers", "");
         let read = given(&format!("{HEAD}{LISTEN}{lonely}")).load();
-        let shown = text(&read);
+        let shown = text(&read, 900);
         assert!(shown.contains("    callers     nobody\n"), "{shown}");
         assert!(
             shown.contains("warning: nobody may ask for [[identity]] `payments`\n"),
@@ -533,8 +550,26 @@ socket /run/spiffe-entra/a.sock (mode 0666, owner the daemon's user, group the d
         let vault = serde_json::json!(["https://vault.azure.net"]);
         assert_eq!(identity["callers"][1]["resources"], vault);
         assert_eq!(parsed["admins"][0]["gids"], serde_json::json!([10]));
-        for shown in [json, text(&read), format!("{read:?}")] {
+        for shown in [json, text(&read, 900), format!("{read:?}")] {
             assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn root_is_told_where_it_is_not_the_daemon() {
+        let whole = |listen: &str| given(&format!("{HEAD}{listen}{IDENTITY}")).load();
+        let owned = LISTEN.replace("mode", "owner = 900\ngroup = 900\nmode");
+        let grouped = LISTEN.replace("mode", "group = 900\nmode");
+        for (read, hint) in [
+            (whole(LISTEN), true),
+            (whole(&grouped), true),
+            (whole(&owned), false),
+            (whole("[[listen]]\nmode = 1\n"), true),
+        ] {
+            let shown = text(&read, 0);
+            let told = shown.contains("sudo -u spiffe-entra spiffe-entra check\n");
+            assert_eq!(told, hint, "{shown}");
+            assert!(!text(&read, 900).contains("hint:"));
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Users and groups: the system's database behind a seam, asked once for each name.
 
-use std::{cell::RefCell, collections::HashMap, ffi::CString, fs, hash::Hash, io};
+use std::{cell::RefCell, collections::HashMap, ffi::CString, fs, hash::Hash, io, path::Path};
 
 use nix::{
     errno::Errno,
     unistd::{Gid, Group, Uid, User, getgrouplist},
 };
+
+use super::diagnostics::Mistake;
 
 /// A user as the database has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,20 +79,17 @@ pub(super) struct Directory<'a> {
     users: Memo<String, Option<Account>>,
     groups: Memo<String, Option<u32>>,
     groups_by_uid: Memo<u32, Option<Vec<u32>>>,
-    /// Every unmapped user or group of another user namespace appears as these.
-    pub(super) overflow_uid: u32,
-    pub(super) overflow_gid: u32,
+    pub(super) overflow: OverflowIds,
 }
 
 impl<'a> Directory<'a> {
-    pub(super) fn new(accounts: &'a dyn Accounts, overflow_uid: u32, overflow_gid: u32) -> Self {
+    pub(super) fn new(accounts: &'a dyn Accounts, overflow: OverflowIds) -> Self {
         Self {
             accounts,
             users: Memo::default(),
             groups: Memo::default(),
             groups_by_uid: Memo::default(),
-            overflow_uid,
-            overflow_gid,
+            overflow,
         }
     }
 
@@ -135,22 +134,62 @@ impl<K: Eq + Hash, V: Clone> Memo<K, V> {
     }
 }
 
-/// The uid and gid that stand for everybody who is not mapped into this user namespace.
-pub(super) fn overflow_ids() -> (u32, u32) {
-    let read = |file: &str| {
-        fs::read_to_string(file)
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(DEFAULT_OVERFLOW_ID)
-    };
-    (
-        read("/proc/sys/kernel/overflowuid"),
-        read("/proc/sys/kernel/overflowgid"),
-    )
+/// The ids that stand for everybody who is not mapped into this user namespace: the kernel's own
+/// setting, where it can be read, and its default in any case. File systems and container runtimes
+/// use the default whatever the setting is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OverflowIds {
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
 }
 
-/// The kernel's default for both.
-pub(super) const DEFAULT_OVERFLOW_ID: u32 = 65534;
+impl OverflowIds {
+    /// This kernel's, as far as `/proc` shows them.
+    pub(super) fn of_kernel() -> Self {
+        Self::in_folder(Path::new("/proc/sys/kernel"))
+    }
+
+    fn in_folder(folder: &Path) -> Self {
+        let read = |name| {
+            fs::read_to_string(folder.join(name))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
+        };
+        Self {
+            uid: read("overflowuid"),
+            gid: read("overflowgid"),
+        }
+    }
+
+    pub(super) fn has_uid(&self, uid: u32) -> bool {
+        uid == Self::DEFAULT || self.uid == Some(uid)
+    }
+
+    pub(super) fn has_gid(&self, gid: u32) -> bool {
+        gid == Self::DEFAULT || self.gid == Some(gid)
+    }
+
+    /// What to say where only the default is known.
+    pub(super) fn warning(&self) -> Option<Mistake> {
+        if self.uid.is_some() && self.gid.is_some() {
+            return None;
+        }
+        Some(Mistake::general(
+            format!(
+                "/proc/sys/kernel/overflowuid or overflowgid cannot be read, so only {} is refused \
+                 as the id that all unmapped users share: on a machine with another setting, a \
+                 rule for that id would let all of them in",
+                Self::DEFAULT
+            ),
+            "show /proc/sys to the daemon (ProcSubset=all in a systemd unit)",
+        ))
+    }
+
+    /// The kernel's default for both.
+    pub(super) const DEFAULT: u32 = 65534;
+}
 
 /// A user database for tests, which counts how often it is asked.
 #[cfg(test)]
@@ -253,7 +292,7 @@ mod tests {
     #[test]
     fn each_question_is_asked_once() {
         let fake = FakeAccounts::usual();
-        let directory = Directory::new(&fake, 65534, 65534);
+        let directory = Directory::new(&fake, OverflowIds::of_kernel());
         for _ in 0..3 {
             assert_eq!(directory.user("payments").unwrap().unwrap().uid, 1001);
             assert_eq!(directory.user("who").unwrap(), None);
@@ -271,7 +310,7 @@ mod tests {
             broken: true,
             ..FakeAccounts::usual()
         };
-        let directory = Directory::new(&fake, 65534, 65534);
+        let directory = Directory::new(&fake, OverflowIds::of_kernel());
         for _ in 0..3 {
             assert!(directory.user("payments").unwrap_err().contains("down"));
         }
@@ -280,7 +319,21 @@ mod tests {
 
     #[test]
     fn the_overflow_ids_are_the_kernels() {
-        let (uid, gid) = overflow_ids();
-        assert!(uid > 0 && gid > 0);
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str| fs::write(dir.path().join(name), "77\n").unwrap();
+        let ids = || OverflowIds::in_folder(dir.path());
+        let known = || {
+            let ids = ids();
+            [77, 65534, 0].map(|id| (ids.has_uid(id), ids.has_gid(id)))
+        };
+        // Out of sight, the default counts, and that is said.
+        assert_eq!(known(), [(false, false), (true, true), (false, false)]);
+        assert!(ids().warning().unwrap().message.contains("cannot be read"));
+        write("overflowuid");
+        assert_eq!(known(), [(true, false), (true, true), (false, false)]);
+        assert!(ids().warning().is_some());
+        write("overflowgid");
+        assert_eq!(known(), [(true, true), (true, true), (false, false)]);
+        assert_eq!(ids().warning(), None);
     }
 }

@@ -194,14 +194,14 @@ impl<'a> Reader<'a> {
     }
 
     fn sound_uid(&self, uid: u32) -> Result<u32, Fault> {
-        if uid == self.directory.overflow_uid {
+        if self.directory.overflow.has_uid(uid) {
             return Err(overflow("user", "uid", uid));
         }
         Ok(uid)
     }
 
     fn sound_gid(&self, gid: u32) -> Result<u32, Fault> {
-        if gid == self.directory.overflow_gid {
+        if self.directory.overflow.has_gid(gid) {
             return Err(overflow("group", "gid", gid));
         }
         Ok(gid)
@@ -245,8 +245,8 @@ fn unavailable(what: &str, id: &str, name: &str, error: &str) -> Fault {
 fn overflow(what: &str, id: &str, value: u32) -> Fault {
     Fault::new(
         format!(
-            "{id} {value} is the kernel's overflow {id}: every {what} of another user namespace \
-             that is not mapped here appears as it"
+            "{id} {value} is an overflow {id}: every {what} of another user namespace that is not \
+             mapped here appears as it"
         ),
         format!("run the caller with a {what} of its own"),
     )
@@ -258,6 +258,7 @@ pub(super) const MAX_ID: u64 = u32::MAX as u64 - 1;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::accounts::OverflowIds;
     use crate::config::testing::{
         HEAD, IDENTITY, LISTEN, beside_a_sound_one, given, identity_with, says,
     };
@@ -368,11 +369,21 @@ mod tests {
         ] {
             says(&mistakes_of(callers), "overflow");
         }
-        // What the number is, the kernel says.
-        let identity = identity_with("callers", "callers = [{ uid = 77 }]");
-        let mut given = beside_a_sound_one(&identity);
-        given.environment.overflow_uid = 77;
-        says(&given.quarantined(), "uid 77 is the kernel's overflow uid");
+        // What else the number is, the kernel says.
+        for (callers, part) in [
+            ("[{ uid = 77 }]", "uid 77 is an overflow uid"),
+            ("[{ uid = 65534 }]", "uid 65534 is an overflow uid"),
+            ("[{ gid = 78 }]", "gid 78 is an overflow gid"),
+            ("[{ gid = 65534 }]", "gid 65534 is an overflow gid"),
+        ] {
+            let identity = identity_with("callers", &format!("callers = {callers}"));
+            let mut given = beside_a_sound_one(&identity);
+            given.environment.overflow = OverflowIds {
+                uid: Some(77),
+                gid: Some(78),
+            };
+            says(&given.quarantined(), part);
+        }
     }
 
     #[test]

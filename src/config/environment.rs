@@ -5,7 +5,7 @@ use std::{collections::HashMap, env, path::PathBuf, sync::Arc};
 use super::{
     CallerRule, Entra, Federation, Identity, Limits, Listener, Mistakes, Plan, Resources, Trust,
     WorkloadApi,
-    accounts::{Accounts, SystemAccounts, overflow_ids},
+    accounts::{Accounts, OverflowIds, SystemAccounts},
     diagnostics::{Fault, Mistake},
     listen::default_listener,
     trust::{Defaults, defaults_of, endpoint_of},
@@ -22,8 +22,7 @@ pub struct Environment {
     pub(super) gid: u32,
     /// Who may own the files, beside root: the same, except in tests.
     pub(super) file_uid: u32,
-    pub(super) overflow_uid: u32,
-    pub(super) overflow_gid: u32,
+    pub(super) overflow: OverflowIds,
     /// Seconds since the Unix epoch.
     pub(super) now: i64,
 }
@@ -31,7 +30,6 @@ pub struct Environment {
 impl Environment {
     /// This process's.
     pub fn system() -> Self {
-        let (overflow_uid, overflow_gid) = overflow_ids();
         // A value that is no Unicode will be refused by the parser it is for.
         let variables = VARIABLES
             .into_iter()
@@ -44,8 +42,7 @@ impl Environment {
             uid,
             file_uid: uid,
             gid: nix::unistd::getegid().as_raw(),
-            overflow_uid,
-            overflow_gid,
+            overflow: OverflowIds::of_kernel(),
             now: Clock::system().now().unix_seconds(),
         }
     }
@@ -81,6 +78,7 @@ pub struct EnvPlan {
     federation: Federation,
     listener: Listener,
     uid: u32,
+    warnings: Vec<Mistake>,
 }
 
 /// Reads `AZURE_TENANT_ID`, `AZURE_CLIENT_ID`, `SPIFFE_ENDPOINT_SOCKET`, `SPIFFE_ID` and
@@ -111,11 +109,11 @@ pub fn from_env(environment: &Environment) -> Result<EnvPlan, Mistakes> {
     });
     let socket = reader.optional("SPIFFE_ENTRA_SOCKET", values::listen_path);
     let endpoint = endpoint_of(environment);
-    if environment.uid == environment.overflow_uid {
+    if environment.overflow.has_uid(environment.uid) {
         mistakes.extend([Mistake::general(
             format!(
-                "the caller would be uid {}, the kernel's overflow uid: every unmapped user of \
-                 another namespace",
+                "the caller would be uid {}, an overflow uid: every unmapped user of another \
+                 namespace",
                 environment.uid
             ),
             "run the daemon as a user of its own",
@@ -153,6 +151,7 @@ pub fn from_env(environment: &Environment) -> Result<EnvPlan, Mistakes> {
             },
             listener,
             uid: environment.uid,
+            warnings: environment.overflow.warning().into_iter().collect(),
         })
     };
     match plan() {
@@ -202,7 +201,7 @@ impl EnvPlan {
             quarantined: Vec::new(),
             federation: self.federation,
             daemon_uid: Some(self.uid),
-            warnings: Vec::new(),
+            warnings: self.warnings,
             mistakes: Mistakes::new(),
         }
     }
@@ -360,8 +359,21 @@ mod tests {
     #[test]
     fn the_overflow_uid_is_no_caller_here_either() {
         let mut given = usual();
-        given.environment.uid = given.environment.overflow_uid;
-        says(&refused(&given), "overflow uid");
+        given.environment.overflow.uid = Some(77);
+        for uid in [77, 65534] {
+            given.environment.uid = uid;
+            says(&refused(&given), "overflow uid");
+        }
+    }
+
+    #[test]
+    fn an_overflow_uid_that_is_not_known_is_a_warning() {
+        let subject = || SpiffeId::parse("spiffe://example.org/only").unwrap();
+        let mut given = usual();
+        assert_eq!(read(&given).with_subject(subject()).warnings, []);
+        given.environment.overflow.uid = None;
+        let plan = read(&given).with_subject(subject());
+        says(&given.lines(&plan.warnings), "ProcSubset=all");
     }
 
     #[test]

@@ -1,51 +1,54 @@
+//! Group root counts as "others" like any group: the group's bits are also what an access control
+//! list shows, so `root:root` with mode 0664 may well be a file that a listed user can write.
+//!
 //! The files of a configuration: read them, and make sure that nobody else can write them.
 //!
 //! Whoever can write a file decides who has which token, so every file that is read (and the CA
 //! file, which decides who is believed to be Entra) must be owned by root or by the daemon's own
 //! user, and writable by nobody else. The same goes for the folder that holds it, under the name
-//! that was given and, where a link was followed, in its real place: whoever can write there can put
-//! an older file back, or take one away.
+//! that was given and wherever a link leads: whoever can write there can put an older file back, or
+//! take one away.
 //!
-//! Folders further up are left alone on purpose. Whoever can write there can put a folder of their
-//! own in the way, but not one that belongs to root or the daemon, so what they put there is
-//! refused by the rule above; and in containers those folders often belong to users that are not
-//! mapped, which would refuse sound configurations.
+//! Folders further up are left alone on purpose: in containers they often belong to users that are
+//! not mapped, which would refuse sound configurations. Whoever can write there can put a folder of
+//! their own in the way, which the rule above refuses, or a link to another folder of root's, which
+//! it does not: they have to be as safe as `/etc` is.
 //!
-//! Not counted as "others": group root (a file `root:root` with mode 0664 is root's alone), writers
-//! of a folder with the sticky bit (they can neither replace nor remove what is not theirs, and what
-//! they add is not owned by root or the daemon), and writers of a folder on a read-only file system
-//! (a Kubernetes ConfigMap is mounted so, with mode 0777).
+//! Not counted as "others": writers of a folder on a read-only file system (a Kubernetes ConfigMap
+//! is mounted so, with mode 0777), and writers of a folder with the sticky bit, where the file has
+//! its name in the configuration: they can neither replace nor remove what is not theirs. They can
+//! add what is root's, by a link, so no link is followed there, and a folder in which a pattern
+//! looks for files has to be closed to them.
 
 use std::{
     cell::RefCell,
     collections::BTreeSet,
-    fs::{File, Metadata},
-    io::{self, Read},
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
+    io::Read,
+    os::unix::fs::MetadataExt,
+    path::{Component, Path, PathBuf},
 };
 
 use glob::{MatchOptions, Pattern};
-use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::{
     diagnostics::{Fault, Mistake, Sink, Source, quoted},
+    guard::{Found, Judged, open, parent, unreadable},
     raw::{At, Reading},
 };
 
-/// Reads files for one uid, and looks at each folder once.
+/// Reads files for one uid, and says what is wrong with a folder once.
 pub(super) struct Files {
     /// The daemon's own uid.
     uid: u32,
     /// By device and inode: a folder may have several names.
-    seen: RefCell<BTreeSet<(u64, u64)>>,
+    said: RefCell<BTreeSet<(u64, u64, String)>>,
 }
 
 impl Files {
     pub(super) fn new(uid: u32) -> Self {
         Self {
             uid,
-            seen: RefCell::default(),
+            said: RefCell::default(),
         }
     }
 
@@ -69,29 +72,29 @@ impl Files {
 
     /// As [`Self::read`], for a file in another format.
     pub(super) fn read_bytes(&self, path: &Path, sink: &Sink) -> Option<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let read = File::open(path).and_then(|mut file| {
-            // What is looked at is the file that was opened, whatever its name leads to by now.
-            let metadata = file.metadata()?;
-            if metadata.is_dir() {
-                return Err(io::ErrorKind::IsADirectory.into());
+        match self.read_opened(path, sink) {
+            Ok(bytes) => Some(bytes),
+            Err(fault) => {
+                sink.mistake(Mistake::about(path, fault.message, fault.fix));
+                None
             }
-            self.check(path, &metadata, false, sink);
-            file.read_to_end(&mut bytes)
-        });
-        if let Err(error) = read {
-            sink.mistake(Mistake::about(
-                path,
-                format!("cannot be read: {error}"),
-                unreadable(&error),
-            ));
-            return None;
         }
-        self.check_folder(parent(path), sink);
-        if let Ok(real) = path.canonicalize() {
-            self.check_folder(parent(&real), sink);
+    }
+
+    fn read_opened(&self, path: &Path, sink: &Sink) -> Result<Vec<u8>, Fault> {
+        let (mut file, folders) = open(path)?;
+        // What is looked at is the file that was opened, whatever its name leads to by now.
+        let metadata = file.metadata().map_err(|error| unreadable(&error))?;
+        for fault in Judged::file(&metadata).faults(path, self.uid) {
+            sink.mistake(Mistake::about(path, fault.message, fault.fix));
         }
-        Some(bytes)
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)
+            .map_err(|error| unreadable(&error))?;
+        for folder in folders {
+            self.check_folder(&folder, Found::ByName, sink);
+        }
+        Ok(bytes)
     }
 
     /// The files that `include` means, sorted, each once, and never the main file itself.
@@ -155,132 +158,61 @@ impl Files {
                 return Vec::new();
             }
         };
-        self.check_pattern_folder(folder, text, reading.sink);
+        let depth = self.check_pattern_folder(folder, text, reading.sink);
         let mut found = Vec::new();
         for path in paths {
             match path {
-                Ok(path) => found.push(path),
-                Err(error) => reading.sink.mistake(Mistake::about(
-                    error.path(),
-                    format!("cannot be read: {}", error.error()),
-                    unreadable(error.error()),
-                )),
+                Ok(path) => {
+                    // Each folder that was looked into on the way.
+                    for folder in parent(&path).ancestors().take(depth) {
+                        self.check_folder(folder, Found::ByPattern, reading.sink);
+                    }
+                    found.push(path);
+                }
+                Err(error) => {
+                    let fault = unreadable(error.error());
+                    let mistake = Mistake::about(error.path(), fault.message, fault.fix);
+                    reading.sink.mistake(mistake);
+                }
             }
         }
         found
     }
 
-    /// A folder that is empty today is looked at all the same: what counts is who can put a file
-    /// there.
-    fn check_pattern_folder(&self, folder: &Path, pattern: &str, sink: &Sink) {
-        let named = folder.join(parent(Path::new(pattern)));
-        if !named.to_string_lossy().contains(['*', '?', '[']) && named.is_dir() {
-            self.check_folder(&named, sink);
-        }
-    }
-
-    fn check_folder(&self, folder: &Path, sink: &Sink) {
-        match folder.metadata() {
-            Ok(metadata) => {
-                let new = (metadata.dev(), metadata.ino());
-                if self.seen.borrow_mut().insert(new) {
-                    self.check(folder, &metadata, is_read_only(folder), sink);
-                }
+    /// Looks at the folder that a pattern starts from. One that is empty today is looked at all the
+    /// same: what counts is who can put a file there. Returns how many folders of a match, from the
+    /// file's own upwards, were searched.
+    fn check_pattern_folder(&self, folder: &Path, pattern: &str, sink: &Sink) -> usize {
+        let (mut start, mut depth) = (folder.to_owned(), 0);
+        for part in parent(Path::new(pattern)).components() {
+            let name = part.as_os_str().to_string_lossy();
+            if depth > 0 || name.contains(['*', '?', '[']) {
+                depth += 1;
+            } else if part != Component::CurDir {
+                start.push(part);
             }
-            Err(error) => sink.mistake(Mistake::about(
-                folder,
-                format!("cannot be looked at: {error}"),
-                unreadable(&error),
-            )),
         }
+        if start.is_dir() {
+            self.check_folder(&start, Found::ByPattern, sink);
+        }
+        depth
     }
 
-    fn check(&self, path: &Path, metadata: &Metadata, read_only: bool, sink: &Sink) {
-        let judged = Judged {
-            is_dir: metadata.is_dir(),
-            mode: metadata.permissions().mode(),
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-            read_only,
+    fn check_folder(&self, folder: &Path, found: Found, sink: &Sink) {
+        let metadata = match folder.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                let message = format!("cannot be looked at: {error}");
+                sink.mistake(Mistake::about(folder, message, unreadable(&error).fix));
+                return;
+            }
         };
-        for fault in judged.faults(path, self.uid) {
-            sink.mistake(Mistake::about(path, fault.message, fault.fix));
+        for fault in Judged::folder(folder, &metadata, found).faults(folder, self.uid) {
+            let new = (metadata.dev(), metadata.ino(), fault.message.clone());
+            if self.said.borrow_mut().insert(new) {
+                sink.mistake(Mistake::about(folder, fault.message, fault.fix));
+            }
         }
-    }
-}
-
-/// What decides who can write a file or folder.
-#[derive(Clone, Copy, Debug)]
-struct Judged {
-    is_dir: bool,
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    read_only: bool,
-}
-
-impl Judged {
-    fn faults(&self, path: &Path, our_uid: u32) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        let what = if self.is_dir { "folder" } else { "file" };
-        let path = shell_word(path);
-        if self.uid != 0 && self.uid != our_uid {
-            let us = if our_uid == 0 {
-                String::new()
-            } else {
-                format!(" or uid {our_uid}, which reads it")
-            };
-            faults.push(Fault::new(
-                format!(
-                    "the {what} is owned by uid {}, who could change who has which token: it must \
-                     be owned by root{us}",
-                    self.uid
-                ),
-                format!("chown root {path}"),
-            ));
-        }
-        let sticky = self.is_dir && self.mode & 0o1000 != 0;
-        if sticky || (self.is_dir && self.read_only) {
-            return faults;
-        }
-        let group = self.mode & 0o020 != 0 && self.gid != 0;
-        let other = self.mode & 0o002 != 0;
-        let (who, change) = match (group, other) {
-            (false, false) => return faults,
-            (true, false) => (format!("group {}", self.gid), "g-w"),
-            (false, true) => ("everybody".to_owned(), "o-w"),
-            (true, true) => ("everybody".to_owned(), "go-w"),
-        };
-        faults.push(Fault::new(
-            format!(
-                "{who} can write the {what} (mode {:04o}), and so decide who has which token",
-                self.mode & 0o7777
-            ),
-            format!("chmod {change} {path}"),
-        ));
-        faults
-    }
-}
-
-/// The folder that holds a file.
-pub(super) fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        Some(_) => Path::new("."),
-        None => path,
-    }
-}
-
-fn is_read_only(folder: &Path) -> bool {
-    statvfs(folder).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY))
-}
-
-fn unreadable(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::NotFound => "create it, or name another with --config",
-        io::ErrorKind::PermissionDenied => "let the daemon's user read it (chgrp and chmod g+r)",
-        io::ErrorKind::IsADirectory => "name a file",
-        _ => "make it readable",
     }
 }
 
@@ -288,23 +220,17 @@ fn count_lines(bytes: &[u8], until: usize) -> usize {
     bytes.iter().take(until).filter(|b| **b == b'\n').count()
 }
 
-/// A path as it can be pasted into a shell.
-fn shell_word(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain =
-        |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | '+' | ',' | '@');
-    if text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use nix::unistd::geteuid;
-    use std::fs::{self, Permissions};
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::{PermissionsExt, symlink},
+        sync::mpsc,
+        thread,
+        time::Duration,
+    };
     use toml::Spanned;
 
     fn files() -> Files {
@@ -327,7 +253,6 @@ mod tests {
         fs::write(&path, "a = 1").unwrap();
         chmod(&path, file);
         chmod(dir.path(), folder);
-        // Our own group counts as others unless it is root's.
         let sink = Sink::default();
         let source = files().read(&path, &sink).unwrap();
         assert_eq!(source.text, "a = 1");
@@ -356,72 +281,69 @@ mod tests {
         assert_eq!(found(0o757, 0o646).len(), 2);
     }
 
+    /// What reading `path` finds.
+    fn read(path: &Path) -> (bool, Vec<String>) {
+        let sink = Sink::default();
+        let read = files().read(path, &sink).is_some();
+        (read, mistakes(sink))
+    }
+
     #[test]
-    fn who_counts_as_others() {
-        let safe = Judged {
-            is_dir: false,
-            mode: 0o644,
-            uid: 0,
-            gid: 1001,
-            read_only: false,
-        };
-        let faults = |judged: Judged, our_uid| judged.faults(Path::new("/etc/a b"), our_uid);
-        assert_eq!(faults(safe, 900), []);
-        assert_eq!(faults(Judged { uid: 900, ..safe }, 900), []);
-        let foreign = faults(Judged { uid: 1001, ..safe }, 900);
-        assert!(foreign[0].message.contains("owned by uid 1001"));
-        assert!(foreign[0].message.contains("root or uid 900"));
-        assert_eq!(foreign[0].fix, "chown root '/etc/a b'");
-        assert!(!faults(Judged { uid: 900, ..safe }, 0).is_empty());
-        // Groups: root's is root, any other is others.
-        let group = faults(
-            Judged {
-                mode: 0o664,
-                ..safe
-            },
-            900,
+    fn where_others_can_add_names_no_second_name_is_followed() {
+        let (old, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (old, shared) = (old.path().join("old.toml"), shared.path());
+        fs::write(&old, "").unwrap();
+        let (linked, named, own) = (
+            shared.join("linked.toml"),
+            shared.join("named.toml"),
+            shared.join("own.toml"),
         );
-        assert!(group[0].message.contains("group 1001 can write the file"));
-        assert_eq!(group[0].fix, "chmod g-w '/etc/a b'");
-        let roots = Judged {
-            mode: 0o664,
-            gid: 0,
-            ..safe
-        };
-        assert_eq!(faults(roots, 900), []);
-        let all = faults(
-            Judged {
-                mode: 0o666,
-                ..safe
-            },
-            900,
-        );
-        assert_eq!(all[0].fix, "chmod go-w '/etc/a b'");
-        // Folders: sticky and read-only ones are safe, a foreign owner is not.
-        let folder = Judged {
-            is_dir: true,
-            mode: 0o777,
-            ..safe
-        };
-        assert_eq!(faults(folder, 900).len(), 1);
-        let sticky = Judged {
-            mode: 0o1777,
-            ..folder
-        };
-        assert_eq!(faults(sticky, 900), []);
-        assert_eq!(faults(Judged { uid: 7, ..sticky }, 900).len(), 1);
-        let read_only = Judged {
-            read_only: true,
-            ..folder
-        };
-        assert_eq!(faults(read_only, 900), []);
-        // A file has no sticky bit worth the name, and its mode holds on other mounts.
-        let file = Judged {
-            is_dir: false,
-            mode: 0o1666,
-            ..read_only
-        };
-        assert_eq!(faults(file, 900).len(), 1);
+        symlink(&old, &linked).unwrap();
+        fs::hard_link(&old, &named).unwrap();
+        fs::write(&own, "").unwrap();
+        for path in [&linked, &named, &own] {
+            assert_eq!(read(path), (true, vec![]), "nobody else can write here");
+        }
+        chmod(shared, 0o1777);
+        assert_eq!(read(&own), (true, vec![]));
+        for (path, part) in [(&linked, "is a link"), (&named, "a hard link")] {
+            let (read, found) = read(path);
+            assert!(!read && found.len() == 1, "{found:?}");
+            assert!(found[0].contains(part), "{found:?}");
+        }
+        // A link of ours that leads to another one is followed as far as that.
+        let ours = old.with_file_name("ours.toml");
+        symlink(&linked, &ours).unwrap();
+        let (read, found) = read(&ours);
+        assert!(!read && found[0].contains("is a link"), "{found:?}");
+    }
+
+    #[test]
+    fn links_are_followed_the_way_a_configmap_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("..2026")).unwrap();
+        fs::write(dir.path().join("..2026/config.toml"), "").unwrap();
+        symlink("..2026", dir.path().join("..data")).unwrap();
+        symlink("..data/config.toml", dir.path().join("config.toml")).unwrap();
+        assert_eq!(read(&dir.path().join("config.toml")), (true, vec![]));
+        symlink("round.toml", dir.path().join("round.toml")).unwrap();
+        let (read, found) = read(&dir.path().join("round.toml"));
+        assert!(!read && found[0].contains("symbolic link"), "{found:?}");
+    }
+
+    #[test]
+    fn a_pipe_is_refused_without_waiting_for_its_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe.toml");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || sender.send(read(&path)));
+        let (read, found) = receiver
+            .recv_timeout(Duration::from_secs(20))
+            .expect("an answer without a writer");
+        assert!(!read && found[0].contains("it is a pipe"), "{found:?}");
+        let (read, found) = self::read(Path::new("/dev/null"));
+        assert!(!read && found[0].contains("it is a device"), "{found:?}");
     }
 
     #[test]
@@ -429,7 +351,7 @@ mod tests {
         let (links, real) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(real.path().join("real.toml"), "").unwrap();
         let link = links.path().join("config.toml");
-        std::os::unix::fs::symlink(real.path().join("real.toml"), &link).unwrap();
+        symlink(real.path().join("real.toml"), &link).unwrap();
         chmod(real.path(), 0o777);
         let sink = Sink::default();
         files().read(&link, &sink).unwrap();
@@ -535,5 +457,41 @@ mod tests {
         let (_, mistakes) = include(&dir.path().join("config.toml"), &["identities.d/*.toml"]);
         assert_eq!(mistakes.len(), 1, "{mistakes:#?}");
         assert!(mistakes[0].contains("can write the folder"));
+    }
+
+    #[test]
+    fn every_folder_that_a_pattern_searches_is_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let teams = dir.path().join("teams");
+        fs::create_dir_all(teams.join("a/more")).unwrap();
+        fs::write(teams.join("a/more/x.toml"), "").unwrap();
+        let main = dir.path().join("config.toml");
+        let refused = |patterns: &[&str]| {
+            let (_, mistakes) = include(&main, patterns);
+            mistakes
+        };
+        let patterns = ["teams/*/more/*.toml", "./teams/a/*/x.toml"];
+        assert_eq!(refused(&patterns), [""; 0]);
+        for folder in ["teams/a/more", "teams/a", "teams"] {
+            chmod(&dir.path().join(folder), 0o1777);
+            let mistakes = refused(&patterns[..1]);
+            assert_eq!(mistakes.len(), 1, "{mistakes:#?}");
+            let named = format!("{}: ", dir.path().join(folder).display());
+            assert!(mistakes[0].starts_with(&named), "{mistakes:#?}");
+            chmod(&dir.path().join(folder), 0o755);
+        }
+        // Above the first wildcard it is as with any folder further up.
+        chmod(&teams, 0o1777);
+        assert_eq!(refused(&patterns[1..]), [""; 0]);
+        // Found both ways, a folder is named once.
+        chmod(&teams, 0o755);
+        chmod(dir.path(), 0o1777);
+        fs::write(&main, "").unwrap();
+        let (files, sink) = (files(), Sink::default());
+        files.read(&main, &sink).unwrap();
+        files.read(&main, &sink).unwrap();
+        files.check_folder(dir.path(), Found::ByPattern, &sink);
+        files.check_folder(dir.path(), Found::ByPattern, &sink);
+        assert_eq!(mistakes(sink).len(), 1);
     }
 }

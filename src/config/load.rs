@@ -56,11 +56,7 @@ struct Outcome {
 
 fn read(path: &Path, environment: &Environment, sink: &Sink) -> Option<Outcome> {
     let files = Files::new(environment.file_uid);
-    let directory = Directory::new(
-        environment.accounts.as_ref(),
-        environment.overflow_uid,
-        environment.overflow_gid,
-    );
+    let directory = Directory::new(environment.accounts.as_ref(), environment.overflow);
     let main = files.read(path, sink)?;
     let document = parse(&main, sink)?;
     let mut root = root(&main, &document, sink);
@@ -276,12 +272,17 @@ impl<'a> Settings<'a> {
             });
             of_identities.extend(mistakes);
         }
-        let own_uid_tells_us = environment.uid != environment.overflow_uid;
+        environment
+            .overflow
+            .warning()
+            .into_iter()
+            .for_each(|warning| sink.warn(warning));
+        let own_uid_tells_us = !environment.overflow.has_uid(environment.uid);
         if !own_uid_tells_us {
             sink.warn(Mistake::general(
                 format!(
-                    "uid {} is the kernel's overflow uid, which every unmapped user has: the \
-                     daemon's own uid does not count as an admin",
+                    "uid {} is an overflow uid, which every unmapped user has: the daemon's own uid \
+                     does not count as an admin",
                     environment.uid
                 ),
                 "run the daemon as a user of its own",
@@ -360,7 +361,10 @@ const MAIN: &str = "in the main file: included ones hold [[identity]] tables onl
 
 #[cfg(test)]
 mod tests {
-    use crate::config::testing::{HEAD, IDENTITY, LISTEN, given, says};
+    use crate::config::{
+        accounts::OverflowIds,
+        testing::{HEAD, IDENTITY, LISTEN, given, says},
+    };
     use proptest::{prelude::*, sample::Index};
     use std::{fmt::Write, fs, os::unix::fs::PermissionsExt};
 
@@ -602,9 +606,16 @@ mod tests {
     fn the_overflow_uid_does_not_make_an_admin() {
         let mut given = given(&whole());
         assert_eq!(given.fine().daemon_uid, Some(900));
-        given.environment.uid = given.environment.overflow_uid;
+        given.environment.uid = OverflowIds::DEFAULT;
         says(&given.warnings(), "does not count as an admin");
         assert_eq!(given.load().unwrap().daemon_uid, None);
+        given.environment.overflow.uid = Some(900);
+        given.environment.uid = 900;
+        says(&given.warnings(), "does not count as an admin");
+        // Out of sight, it is not known whether 900 is one.
+        given.environment.overflow.uid = None;
+        says(&given.warnings(), "/proc/sys/kernel/overflowuid");
+        assert_eq!(given.load().unwrap().daemon_uid, Some(900));
     }
 
     #[test]

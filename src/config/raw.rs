@@ -377,6 +377,8 @@ mod tests {
     fn every_unknown_key_is_noted_with_what_was_meant() {
         let text = "nam = 1\nother = 1\nadmins = 1\n[[one]]\nx = 1\n[[one]]\ny = 1\n";
         let mistakes = read(text, |mut t| {
+            // Asked for twice, it is one key all the same.
+            t.value("name");
             t.value("name");
             t.elsewhere(&[("admins", "at the top of the file")]);
             for one in t.tables("one") {

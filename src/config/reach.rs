@@ -212,7 +212,7 @@ const OWNER_WRITE: u32 = 0o200;
 mod tests {
     use super::*;
     use crate::config::{
-        accounts::fake::FakeAccounts,
+        accounts::{OverflowIds, fake::FakeAccounts},
         listen::default_listener,
         testing::{HEAD, IDENTITY, given, identity_with, says},
     };
@@ -337,7 +337,7 @@ mod tests {
             let mut accounts = FakeAccounts::usual();
             let account = crate::config::Account { name: "u".into(), uid, gid: own };
             accounts.users = vec![(account, more.into_iter().collect())];
-            let directory = Directory::new(&accounts, 65534, 65534);
+            let directory = Directory::new(&accounts, OverflowIds::of_kernel());
             let listener = Listener { mode, owner: Some(owner), group: Some(group), ..default_listener() };
             let rule = CallerRule {
                 uid: Some(uid),

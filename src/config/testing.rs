@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use super::{
     Environment, Mistake, Mistakes, Plan,
-    accounts::{DEFAULT_OVERFLOW_ID, fake::FakeAccounts},
+    accounts::{OverflowIds, fake::FakeAccounts},
     load_in,
 };
 
@@ -52,8 +52,10 @@ pub(crate) fn given(text: &str) -> Given {
             uid: 900,
             gid: 900,
             file_uid: nix::unistd::geteuid().as_raw(),
-            overflow_uid: DEFAULT_OVERFLOW_ID,
-            overflow_gid: DEFAULT_OVERFLOW_ID,
+            overflow: OverflowIds {
+                uid: Some(OverflowIds::DEFAULT),
+                gid: Some(OverflowIds::DEFAULT),
+            },
             now: 1_800_000_000,
         },
         accounts,

@@ -8,9 +8,8 @@ use crate::guid;
 use crate::sync::lock;
 
 use super::Settings;
-use super::directory::{
-    ClientKind, ClientRecord, Credential, CredentialError, Directory, Propagation,
-};
+use super::credential::{Credential, CredentialError};
+use super::directory::{ClientKind, ClientRecord, Directory, Propagation};
 use super::faults::{Fault, Faults};
 
 /// An application or a managed identity. Clones are the same one.
