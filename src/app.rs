@@ -216,9 +216,12 @@ impl Daemon {
                 "ok"
             }
             Err(error) => {
-                tracing::error!(
-                    "reload refused, the configuration before it stays in force: {error}"
-                );
+                // One event a mistake: a line break would be escaped in it.
+                let text = error.to_string();
+                for line in text.lines().filter(|line| !line.trim().is_empty()) {
+                    tracing::error!("reload refused: {line}");
+                }
+                tracing::error!("reload refused: the configuration before it stays in force");
                 "refused"
             }
         };

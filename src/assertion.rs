@@ -4,6 +4,7 @@
 //! Actions and others tomorrow. Whatever a source returns has passed [`check`].
 
 pub mod check;
+pub mod endpoint;
 pub mod spiffe;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};

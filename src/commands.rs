@@ -2,6 +2,7 @@
 //!
 //! Exit codes are decided here and nowhere else.
 
+mod check;
 mod completions;
 mod health;
 mod refresh;
@@ -13,12 +14,14 @@ mod token;
 use std::{
     io::{self, Write},
     os::unix::net::UnixListener,
+    path::Path,
     process::ExitCode,
 };
 
 use crate::{
-    cli::{Cli, Command},
+    cli::{Check, CheckOutput, Cli, Command},
     client::ClientError,
+    config,
 };
 
 /// Does what the command line says.
@@ -29,11 +32,26 @@ pub async fn dispatch(cli: Cli, inherited: Vec<UnixListener>) -> Result<(), Fail
     match cli.command {
         Command::Run(args) => run::run(args, config, inherited).await,
         Command::Token(args) => token::run(&args, &config).await,
-        Command::Check(args) => Err(Failure::Failed(format!("check is not wired yet: {args:?}"))),
+        Command::Check(args) => checked(&args, &config),
         Command::Status(args) => status::run(&args, &config).await,
         Command::Health(args) => health::run(&args, &config).await,
         Command::Refresh(args) => refresh::run(&args, &config).await,
         Command::Completions(args) => completions::run(&args),
+    }
+}
+
+/// `check`: what it finds is what was asked for, so mistakes go to stdout too.
+fn checked(args: &Check, config: &Path) -> Result<(), Failure> {
+    let read = config::load(config);
+    let text = match args.output {
+        CheckOutput::Text => check::text(&read),
+        CheckOutput::Json => check::json(&read),
+    };
+    match print(text.as_bytes()) {
+        // What the configuration is worth does not depend on how much of it was read.
+        Ok(()) | Err(Failure::BrokenPipe) if check::exit_code(&read) == 0 => Ok(()),
+        Ok(()) | Err(Failure::BrokenPipe) => Err(Failure::UsageSilently),
+        Err(failure) => Err(failure),
     }
 }
 

@@ -1,13 +1,14 @@
 //! Configuration: from what the operator wrote to the [`Plan`] that the program uses.
 //!
-//! The conversion is the validation: a value in a `Plan` needs no further check. [`load`] notes
+//! The conversion is the validation: a value in a `Plan` needs no further check. [`load()`] notes
 //! every mistake before it gives up, each with its file, line and column and what to change.
 //!
 //! # Layout
 //!
-//! [`files`] finds and reads the files, [`raw`] their tables key by key, [`values`] the single
-//! values; [`trust`], [`identity`], [`callers`], [`listen`], [`limits`] and [`federation`] convert
-//! one table each, and [`mod@load`] puts them together. [`accounts`] is the user database,
+//! [`files`] finds and reads the files, [`raw`] their tables key by key, [`values`] and [`urls`] the
+//! single values; [`trust`], [`identity`], [`callers`], [`listen`], [`limits`] and [`federation`]
+//! convert one table each, [`reach`] looks at identities and sockets together, and [`mod@load`]
+//! at everything. [`ca`] looks into the CA file, [`accounts`] is the user database,
 //! [`environment`] the rest of the world (and the configuration without a file), [`diagnostics`]
 //! what a mistake looks like, [`reload`] what a reload can change.
 
@@ -23,8 +24,12 @@ mod limits;
 mod listen;
 mod load;
 mod raw;
+mod reach;
 mod reload;
+#[cfg(test)]
+pub(crate) mod testing;
 mod trust;
+mod urls;
 mod values;
 
 use std::{
@@ -38,8 +43,12 @@ use std::{
 
 use url::Url;
 
-use crate::{assertion::AssertionSpec, exchange::Target};
+use crate::{
+    assertion::{self, AssertionSpec},
+    exchange::Target,
+};
 
+pub use crate::{assertion::endpoint::Endpoint, exchange::settings::Settings as Entra};
 pub use accounts::{Account, Accounts, SystemAccounts};
 pub use diagnostics::{Mistake, Mistakes};
 pub use environment::{EnvPlan, Environment, default_path, from_env};
@@ -82,6 +91,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The identities that a socket serves.
+    pub fn identities_on(&self, listener: &Listener) -> Vec<&Identity> {
+        let served = |identity: &&Arc<Identity>| {
+            let names = listener.identities.as_ref();
+            names.is_none_or(|names| names.contains(&identity.name))
+        };
+        self.identities
+            .iter()
+            .filter(served)
+            .map(AsRef::as_ref)
+            .collect()
+    }
+
     /// The plan, unless an identity is quarantined.
     pub fn strict(self) -> Result<Self, Mistakes> {
         if self.mistakes.is_empty() {
@@ -102,43 +124,9 @@ pub struct WorkloadApi {
 }
 
 impl WorkloadApi {
-    /// The timeout where none is configured.
-    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
-}
-
-/// A Workload API address (SPIFFE Workload Endpoint, section 4).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// `unix:///path`
-    Unix(PathBuf),
-    /// `tcp://ip:port`
-    Tcp(SocketAddr),
-}
-
-/// How Entra is reached.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Entra {
-    /// CA certificates in PEM, added to the system's or in place of them.
-    pub ca_file: Option<PathBuf>,
-    /// Whether `ca_file` stands alone.
-    pub ca_only: bool,
-    /// An explicit proxy; the usual variables are honoured without one.
-    pub proxy: Option<Url>,
-    /// Whether an `http://` authority on loopback is acceptable (`allow_http_loopback`).
-    pub allow_http_loopback: bool,
-}
-
-/// Without the proxy's password.
-impl fmt::Debug for Entra {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let proxy = self.proxy.as_ref().map(values::without_credentials);
-        f.debug_struct("Entra")
-            .field("ca_file", &self.ca_file)
-            .field("ca_only", &self.ca_only)
-            .field("proxy", &proxy.as_ref().map(Url::as_str))
-            .field("allow_http_loopback", &self.allow_http_loopback)
-            .finish()
-    }
+    /// The timeout where none is configured: longer than the 30 s that SPIRE's agent gives its
+    /// server before it hands out the SVID that it still holds. No caller waits for that long.
+    pub const DEFAULT_TIMEOUT: Duration = assertion::spiffe::DEADLINE;
 }
 
 /// One socket.

@@ -5,6 +5,7 @@
 
 pub mod aadsts;
 pub mod entra;
+pub mod settings;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 

@@ -201,4 +201,4 @@ impl std::fmt::Debug for Tokens {
 /// How long a caller waits for a first token at most.
 pub const FIRST_TOKEN_WAIT: Duration = Duration::from_secs(10);
 
-const EXCHANGES_IN_FLIGHT: usize = 64;
+const EXCHANGES_IN_FLIGHT: usize = 256;

@@ -1,4 +1,4 @@
-//! The audit trail of a conversation over the socket. Alone in its file: what a thread without a
+//! The audit trail of a conversation over the socket. In a file of its own: what a thread without a
 //! subscriber does at the same time can keep `tracing` from seeing the first line of a kind.
 #![allow(
     clippy::unwrap_used,
@@ -9,12 +9,14 @@
 
 mod served;
 
-use served::{VAULT, World, us};
+use std::time::Duration;
+
+use served::{Log, VAULT, World, us};
 use spiffe_entra::report::Report;
 
 #[tokio::test]
 async fn the_audit_trail_tells_who_got_what_and_who_did_not() {
-    let log = served::Log::default();
+    let log = Log::default();
     let subscriber = tracing_subscriber::fmt().json().flatten_event(true);
     // The runtime of this test has one thread, this one.
     let _guard = tracing::subscriber::set_default(subscriber.with_writer(log.clone()).finish());
@@ -73,4 +75,27 @@ async fn the_audit_trail_tells_who_got_what_and_who_did_not() {
     );
     assert_eq!(lines[4]["repeats"], 2);
     assert!(!log.text().contains("token-1"), "no token in any log line");
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeats_are_written_once_a_minute() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().json().flatten_event(true);
+    let _guard = tracing::subscriber::set_default(subscriber.with_writer(log.clone()).finish());
+    let world = World::start();
+    let mut connection = world.connect().await;
+    let target = format!("/v1/token?{VAULT}");
+    for _ in 0..4 {
+        assert_eq!(connection.get(&target).await.status, 200);
+    }
+    assert!(!log.text().contains("repeated"));
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(
+        log.text().matches("\"repeats\":3").count(),
+        1,
+        "{}",
+        log.text()
+    );
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(log.text().matches("repeats").count(), 1, "{}", log.text());
 }

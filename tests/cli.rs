@@ -235,30 +235,39 @@ fn a_daemon_without_configuration_does_not_start() {
 }
 
 #[test]
+fn check_prints_the_plan_or_the_mistakes() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    let check = ["check", "--config", config.to_str().unwrap()];
+
+    fs::write(&config, configuration(&dir.path().join("s"))).unwrap();
+    let output = run(&check);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output.stdout).contains("spiffe://example.org/payments"));
+    let output = run(&[&check[..], &["--output", "json"]].concat());
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["ok"], true);
+
+    let wrong = configuration(&dir.path().join("s")).replace("0f8fad5b-", "no-guid-");
+    fs::write(&config, wrong).unwrap();
+    let output = run(&check);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(text(&output.stdout).contains("config.toml:"), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+
+    // A reader that has seen enough does not make it right.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = program(&check).stdout(writer).status().unwrap();
+    assert_eq!(status.code(), Some(2));
+}
+
+#[test]
 fn a_daemon_whose_log_nobody_reads_runs_on() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("run/s");
     let config = dir.path().join("config.toml");
-    let uid = nix::unistd::geteuid();
-    let text = format!(
-        r#"
-[workload_api]
-endpoint = "unix:///nonexistent/agent.sock"
-[entra]
-tenant = "72f988bf-86f1-41af-91ab-2d7cd011db47"
-authority = "http://127.0.0.1:9"
-allow_http_loopback = true
-[[listen]]
-socket = {socket:?}
-[[identity]]
-name = "payments"
-spiffe_id = "spiffe://example.org/payments"
-client_id = "0f8fad5b-d9cb-469f-a165-70867728950e"
-resources = ["*"]
-callers = [{{ uid = {uid} }}]
-"#
-    );
-    fs::write(&config, text).unwrap();
+    fs::write(&config, configuration(&socket)).unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut daemon = program(&[
@@ -287,6 +296,29 @@ callers = [{{ uid = {uid} }}]
         thread::sleep(Duration::from_millis(5));
     };
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+/// One that is right, for our own uid, with an agent and an Entra that are not there.
+fn configuration(socket: &Path) -> String {
+    let uid = nix::unistd::geteuid();
+    format!(
+        r#"
+[workload_api]
+endpoint = "unix:///nonexistent/agent.sock"
+[entra]
+tenant = "72f988bf-86f1-41af-91ab-2d7cd011db47"
+authority = "http://127.0.0.1:9"
+allow_http_loopback = true
+[[listen]]
+socket = {socket:?}
+[[identity]]
+name = "payments"
+spiffe_id = "spiffe://example.org/payments"
+client_id = "0f8fad5b-d9cb-469f-a165-70867728950e"
+resources = ["*"]
+callers = [{{ uid = {uid} }}]
+"#
+    )
 }
 
 /// A program that does not outlive its test.

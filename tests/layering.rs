@@ -25,10 +25,8 @@ const BASE: [&str; 7] = [
 /// The stages, and what each may use beside the base and itself. From the workload to the socket.
 const STAGES: [(&str, &[&str]); 12] = [
     ("caller", &[]),
-    // The settings of a stage are plain values of the `Plan`, whose other values are those stages'
-    // own types: the one place where two modules see each other.
-    ("assertion", &["config"]),
-    ("exchange", &["assertion", "config"]),
+    ("assertion", &[]),
+    ("exchange", &["assertion"]),
     ("config", &["caller", "assertion", "exchange"]),
     ("tokens", &["assertion", "exchange", "config"]),
     ("policy", &["caller", "config"]),

@@ -254,6 +254,7 @@ async fn pipelined_requests_are_answered_in_order() {
 #[tokio::test]
 async fn who_closes_its_side_for_writing_gets_its_answer() {
     let world = World::start();
+    world.entra.gate.forget_permits(1_000_000);
     let mut connection = world.connect().await;
     connection
         .write(&format!(
@@ -261,26 +262,12 @@ async fn who_closes_its_side_for_writing_gets_its_answer() {
         ))
         .await;
     connection.0.shutdown().await.unwrap();
+    // The server has seen both by now, and has nothing to say yet.
+    world.until_exchanges(1).await;
+    world.get("/livez").await;
+    world.entra.gate.add_permits(1);
     assert_eq!(connection.answer().await.status, 200);
     assert!(connection.ended().await);
-}
-
-#[tokio::test]
-async fn a_slow_sender_is_cut_off_and_an_idle_one_is_not() {
-    let world = World::start();
-    let mut idle = world.connect().await;
-    assert_eq!(idle.get("/livez").await.status, 200);
-    let mut silent = world.connect().await;
-    let mut slow = world.connect().await;
-    assert_eq!(slow.get("/livez").await.status, 200);
-    slow.write("GET /livez HTT").await;
-    let (a, b) = timeout(Duration::from_secs(20), async {
-        tokio::join!(slow.ended(), silent.ended())
-    })
-    .await
-    .expect("ten seconds are over");
-    assert!(a && b);
-    assert_eq!(idle.get("/livez").await.status, 200);
 }
 
 #[tokio::test]
@@ -552,7 +539,10 @@ async fn the_newest_configuration_counts_on_old_connections() {
     let world = World::start();
     let mut connection = world.connect().await;
     let target = format!("/v1/token?{VAULT}");
-    assert_eq!(connection.get(&target).await.status, 200);
+    // The first is exchanged, the second looked up, the third remembered.
+    for _ in 0..3 {
+        assert_eq!(connection.get(&target).await.status, 200);
+    }
     world.reload(|plan| {
         let mut changed = (*plan.identities[0]).clone();
         changed.resources = Resources::Only(["https://storage.azure.com".into()].into());

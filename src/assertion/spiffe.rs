@@ -20,7 +20,10 @@ use tonic::transport::{Channel, Endpoint as ChannelEndpoint, Uri};
 
 use self::explain::{Place, connection_lost, permanent};
 use super::{Assertion, AssertionError, AssertionErrorKind, AssertionSource, AssertionSpec, Fetch};
-use crate::{assertion::check::check, config::Endpoint, id::SpiffeId, secret::Secret, time::Clock};
+use crate::{
+    assertion::check::check, assertion::endpoint::Endpoint, id::SpiffeId, secret::Secret,
+    time::Clock,
+};
 
 /// How long one call may take when nothing else is said.
 ///

@@ -254,3 +254,207 @@ fn overflow(what: &str, id: &str, value: u32) -> Fault {
 
 /// The highest uid and gid: the next one means "leave unchanged" to the kernel.
 pub(super) const MAX_ID: u64 = u32::MAX as u64 - 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::testing::{
+        HEAD, IDENTITY, LISTEN, beside_a_sound_one, given, identity_with, says,
+    };
+
+    /// The rules that `callers = …` gives.
+    fn rules_of(callers: &str) -> Vec<CallerRule> {
+        let identity = identity_with("callers", &format!("callers = {callers}"));
+        given(&format!("{HEAD}{LISTEN}{identity}"))
+            .fine()
+            .identities[0]
+            .callers
+            .clone()
+    }
+
+    fn mistakes_of(callers: &str) -> Vec<String> {
+        let identity = identity_with("callers", &format!("callers = {callers}"));
+        beside_a_sound_one(&identity).quarantined()
+    }
+
+    #[test]
+    fn every_key_of_an_entry_is_resolved_and_all_are_needed() {
+        for (entry, uid, gids) in [
+            ("{ uid = 1001 }", Some(1001), vec![]),
+            ("{ user = \"payments\" }", Some(1001), vec![]),
+            ("{ gid = 2000 }", None, vec![2000]),
+            ("{ group = \"tokens\" }", None, vec![2000]),
+            ("{ user = \"payments\", uid = 1001 }", Some(1001), vec![]),
+            ("{ group = \"tokens\", gid = 2000 }", None, vec![2000]),
+            ("{ group = \"tokens\", gid = 10 }", None, vec![10, 2000]),
+            ("{ uid = 0, group = \"wheel\" }", Some(0), vec![10]),
+        ] {
+            let rules = rules_of(&format!("[{entry}]"));
+            assert_eq!(rules.len(), 1);
+            assert_eq!((rules[0].uid, &rules[0].gids), (uid, &gids), "{entry}");
+            assert_eq!(rules[0].resources, None);
+        }
+        let rules = rules_of("[{ user = \"payments\" }, { gid = 2000 }]");
+        assert_eq!(rules.len(), 2, "one entry is enough, so each is a rule");
+        assert_eq!(rules[0].written, "{ user = \"payments\" }");
+        assert_eq!(rules[1].written, "{ gid = 2000 }");
+    }
+
+    #[test]
+    fn any_is_whoever_can_open_the_socket() {
+        let closed = LISTEN.replace("0666", "0660");
+        for callers in ["\"any\"", "[\"any\"]", "[\"any\", { uid = 0 }]"] {
+            let identity = identity_with("callers", &format!("callers = {callers}"));
+            let plan = given(&format!("{HEAD}{closed}{identity}")).fine();
+            assert!(plan.identities[0].callers[0].is_any());
+            assert_eq!(plan.identities[0].callers[0].written, "any");
+        }
+        // Where everybody can open it, that is worth a word.
+        let identity = identity_with("callers", "callers = \"any\"");
+        let warnings = given(&format!("{HEAD}{LISTEN}{identity}")).warnings();
+        says(&warnings, "every local user may ask");
+    }
+
+    #[test]
+    fn without_callers_nobody_may_ask() {
+        for line in ["", "callers = []"] {
+            let given = given(&format!("{HEAD}{LISTEN}{}", identity_with("callers", line)));
+            says(
+                &given.warnings(),
+                "nobody may ask for [[identity]] `payments`",
+            );
+            assert_eq!(given.load().unwrap().identities[0].callers, []);
+        }
+    }
+
+    #[test]
+    fn who_does_not_exist_is_a_mistake() {
+        for (callers, part) in [
+            ("[{ user = \"paiments\" }]", "there is no user `paiments`"),
+            ("[{ group = \"tokenz\" }]", "there is no group `tokenz`"),
+            ("[{ user = \"1001\" }]", "write `uid = 1001`"),
+            (
+                "[{ user = \"payments\", uid = 1002 }]",
+                "has uid 1001, and `uid` is 1002",
+            ),
+            ("[{}]", "names nobody"),
+            (
+                "[{ resources = [\"https://vault.azure.net\"] }]",
+                "names nobody",
+            ),
+            ("[\"everybody\"]", "this string is no entry of `callers`"),
+            ("[1001]", "a whole number is no entry of `callers`"),
+            ("1001", "a whole number is no entry of `callers`"),
+            ("[{ uid = -1 }]", "out of range"),
+            ("[{ uid = 4294967295 }]", "out of range"),
+            (
+                "[{ uid = \"1001\" }]",
+                "`uid` of an entry of `callers` is a string",
+            ),
+            ("[{ uid = 1001, grup = \"x\" }]", "did you mean `group`?"),
+        ] {
+            says(&mistakes_of(callers), part);
+        }
+    }
+
+    #[test]
+    fn the_overflow_ids_are_nobodys_by_number_and_by_name() {
+        for callers in [
+            "[{ uid = 65534 }]",
+            "[{ user = \"nobody\" }]",
+            "[{ gid = 65534 }]",
+            "[{ group = \"nogroup\" }]",
+            "[{ user = \"payments\", group = \"nogroup\" }]",
+        ] {
+            says(&mistakes_of(callers), "overflow");
+        }
+        // What the number is, the kernel says.
+        let identity = identity_with("callers", "callers = [{ uid = 77 }]");
+        let mut given = beside_a_sound_one(&identity);
+        given.environment.overflow_uid = 77;
+        says(&given.quarantined(), "uid 77 is the kernel's overflow uid");
+    }
+
+    #[test]
+    fn of_an_entry_with_a_mistake_nothing_is_left() {
+        // Without its user it would be an entry for a group, which this socket keeps out.
+        let callers = "callers = [{ user = \"who\", gid = 10 }, { uid = 0 }]";
+        let closed = LISTEN.replace("0666", "0660");
+        let sound = IDENTITY.replace("name = \"payments\"", "name = \"sound\"");
+        let sound = sound.replace("user = \"payments\"", "uid = 0");
+        let bad = identity_with("callers", callers);
+        let given = given(&format!("{HEAD}{closed}{sound}{bad}"));
+        says(&given.quarantined(), "there is no user `who`");
+    }
+
+    #[test]
+    fn all_mistakes_of_all_entries_are_reported() {
+        let mistakes = mistakes_of("[{ user = \"a\", group = \"b\", x = 1 }, 7, { uid = 65534 }]");
+        assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn an_entry_narrows_the_resources() {
+        let rules = rules_of("[{ uid = 0, resources = [\"https://vault.azure.net/\"] }]");
+        let vault = ["https://vault.azure.net".to_owned()].into();
+        assert_eq!(rules[0].resources, Some(Resources::Only(vault)));
+        assert_eq!(
+            rules[0].written,
+            "{ uid = 0, resources = [\"https://vault.azure.net\"] }"
+        );
+        for (resources, part) in [
+            (
+                "[\"https://storage.azure.com\"]",
+                "`https://storage.azure.com` is not among",
+            ),
+            ("[\"*\"]", "`*` is not among"),
+            ("[]", "an empty list allows nothing"),
+            (
+                "[\"*\", \"https://vault.azure.net\"]",
+                "makes the others pointless",
+            ),
+        ] {
+            says(
+                &mistakes_of(&format!("[{{ uid = 0, resources = {resources} }}]")),
+                part,
+            );
+        }
+        // Of anything, anything is a part.
+        let anything = identity_with("resources", "resources = [\"*\"]").replace(
+            "user = \"payments\"",
+            "uid = 0, resources = [\"https://a\"]",
+        );
+        given(&format!("{HEAD}{LISTEN}{anything}")).fine();
+    }
+
+    #[test]
+    fn a_directory_that_does_not_answer_is_a_mistake_with_a_way_out() {
+        let mut given = given(&format!("{HEAD}{LISTEN}{IDENTITY}"));
+        given.environment.accounts = Box::new(crate::config::accounts::fake::FakeAccounts {
+            broken: true,
+            ..given.accounts.clone()
+        });
+        let refused = given.refused();
+        says(&refused, "cannot be looked up");
+        assert!(refused[0].contains("uid = N"));
+    }
+
+    #[test]
+    fn admins_are_callers_without_resources() {
+        let with = |admins: &str| given(&format!("admins = {admins}\n{HEAD}{LISTEN}{IDENTITY}"));
+        let plan = with("[{ group = \"wheel\" }, { uid = 1001 }]").fine();
+        assert_eq!(plan.admins[0].gids, [10]);
+        assert_eq!(plan.admins[1].uid, Some(1001));
+        let resources = with("[{ uid = 1001, resources = [\"*\"] }]").refused();
+        says(
+            &resources,
+            "unknown key `resources` in an entry of `admins`",
+        );
+        says(&with("[{ user = \"nobody\" }]").refused(), "overflow");
+        says(&with("[{}]").refused(), "names nobody");
+        says(
+            &with("\"any\"").warnings(),
+            "whoever can open a socket may see status",
+        );
+    }
+}

@@ -32,7 +32,7 @@ pub struct Mistake {
     pub fix: String,
     /// The line itself and how many characters of it are meant.
     #[serde(skip)]
-    excerpt: Option<Excerpt>,
+    excerpt: Option<Box<Excerpt>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,8 +79,8 @@ impl Mistake {
             file: None,
             line: None,
             column: None,
-            message: mask_credentials(&message.into()),
-            fix: mask_credentials(&fix.into()),
+            message: printable(&mask_credentials(&message.into())),
+            fix: printable(&mask_credentials(&fix.into())),
             excerpt: None,
         }
     }
@@ -252,11 +252,11 @@ impl Source {
             file: Some(Arc::clone(&self.path)),
             line: Some(line),
             column: Some(before.chars().count() + 1),
-            excerpt: Some(Excerpt {
+            excerpt: Some(Box::new(Excerpt {
                 text: printable(&mask_credentials(text)),
                 indent,
                 width: mask_credentials(marked).chars().count().max(1),
-            }),
+            })),
             ..Mistake::general(fault.message, fault.fix)
         }
     }
@@ -301,12 +301,16 @@ impl Sink {
     }
 }
 
-/// The one of `known` that was probably meant.
+/// The one of `known` that was probably meant: mistyped, or cut short.
 pub(super) fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let distance = |candidate: &str| {
+        let short = word.len() >= 3 && candidate.starts_with(word);
+        let distance = if short { 1 } else { edits(word, candidate) };
+        (distance <= candidate.len().max(word.len()) / 3).then_some(distance)
+    };
     known
         .into_iter()
-        .map(|candidate| (edits(word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.len().max(word.len()) / 3)
+        .filter_map(|candidate| Some((distance(candidate)?, candidate)))
         .min()
         .map(|(_, candidate)| candidate)
 }
@@ -469,13 +473,17 @@ mod tests {
         assert_eq!(closest("cleint_id", known), Some("client_id"));
         assert_eq!(closest("spiffeid", known), Some("spiffe_id"));
         assert_eq!(closest("tennant", known), Some("tenant"));
+        assert_eq!(closest("spiffe", known), Some("spiffe_id"));
         assert_eq!(closest("colour", known), None);
+        assert_eq!(closest("", known), None);
     }
 
     #[test]
     fn control_characters_of_a_file_do_not_reach_the_terminal() {
-        let mistake = source("a = \u{1b}[31m").mistake(&(0..1), Fault::new("x", ""));
-        assert!(!mistake.render().contains('\u{1b}'));
+        let fault = Fault::new("\u{1b}[31m\nforged", "\u{7}");
+        let mistake = source("a = \u{1b}[31m").mistake(&(0..1), fault);
+        assert!(!mistake.render().contains(['\u{1b}', '\u{7}']));
+        assert!(!mistake.to_string().contains('\n'), "one line is one line");
     }
 
     proptest! {

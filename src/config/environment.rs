@@ -9,7 +9,7 @@ use super::{
     diagnostics::{Fault, Mistake},
     listen::default_listener,
     trust::{Defaults, defaults_of, endpoint_of},
-    values,
+    urls, values,
 };
 use crate::{assertion::AssertionSpec, exchange::Target, id::SpiffeId, time::Clock};
 
@@ -20,6 +20,8 @@ pub struct Environment {
     /// Whom the process runs as.
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// Who may own the files, beside root: the same, except in tests.
+    pub(super) file_uid: u32,
     pub(super) overflow_uid: u32,
     pub(super) overflow_gid: u32,
     /// Seconds since the Unix epoch.
@@ -35,10 +37,12 @@ impl Environment {
             .into_iter()
             .filter_map(|name| Some((name, env::var_os(name)?.to_string_lossy().into_owned())))
             .collect();
+        let uid = nix::unistd::geteuid().as_raw();
         Self {
             variables,
             accounts: Box::new(SystemAccounts),
-            uid: nix::unistd::geteuid().as_raw(),
+            uid,
+            file_uid: uid,
             gid: nix::unistd::getegid().as_raw(),
             overflow_uid,
             overflow_gid,
@@ -103,7 +107,7 @@ pub fn from_env(environment: &Environment) -> Result<EnvPlan, Mistakes> {
         } else {
             text.to_owned()
         };
-        values::origin(&text, false)
+        urls::origin(&text, false)
     });
     let socket = reader.optional("SPIFFE_ENTRA_SOCKET", values::listen_path);
     let endpoint = endpoint_of(environment);
@@ -252,3 +256,120 @@ const VARIABLES: [&str; 7] = [
     "AZURE_CLIENT_ID",
     "AZURE_AUTHORITY_HOST",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{
+        Endpoint,
+        testing::{Given, given, says},
+    };
+
+    fn usual() -> Given {
+        given("")
+            .variable("AZURE_TENANT_ID", "72f988bf-86f1-41af-91ab-2d7cd011db47")
+            .variable("AZURE_CLIENT_ID", "0F8FAD5B-d9cb-469f-a165-70867728950e")
+            .variable("SPIFFE_ENDPOINT_SOCKET", "unix:///run/api.sock")
+    }
+
+    fn read(given: &Given) -> EnvPlan {
+        from_env(&given.environment).unwrap_or_else(|mistakes| panic!("{mistakes}"))
+    }
+
+    fn refused(given: &Given) -> Vec<String> {
+        given.lines(&from_env(&given.environment).unwrap_err())
+    }
+
+    #[test]
+    fn three_variables_are_enough() {
+        let plan = read(&usual());
+        assert_eq!(plan.subject, None, "the agent is to be asked");
+        assert_eq!(&*plan.audience, "api://AzureADTokenExchange");
+        let subject = SpiffeId::parse("spiffe://example.org/only").unwrap();
+        let plan = plan.with_subject(subject.clone());
+        assert_eq!(
+            plan.workload_api.endpoint,
+            Endpoint::Unix("/run/api.sock".into())
+        );
+        let [identity] = &plan.identities[..] else {
+            panic!("one identity");
+        };
+        assert_eq!(identity.name, "default");
+        assert_eq!(identity.resources, Resources::Any);
+        assert_eq!(identity.trust.assertion.subject, subject);
+        assert_eq!(
+            &*identity.trust.target.client_id,
+            "0f8fad5b-d9cb-469f-a165-70867728950e"
+        );
+        assert_eq!(identity.callers.len(), 1);
+        assert_eq!(
+            (identity.callers[0].uid, plan.daemon_uid),
+            (Some(900), Some(900))
+        );
+        assert_eq!(plan.listeners, [default_listener()]);
+        assert!(plan.admins.is_empty() && plan.mistakes.is_empty());
+    }
+
+    #[test]
+    fn the_others_are_optional() {
+        let given = usual()
+            .variable("SPIFFE_ID", "spiffe://example.org/me")
+            .variable("SPIFFE_ENTRA_SOCKET", "/tmp/x.sock")
+            .variable("AZURE_AUTHORITY_HOST", "https://login.microsoftonline.us/");
+        let plan = read(&given);
+        let subject = plan.subject.clone().unwrap();
+        assert_eq!(subject.as_str(), "spiffe://example.org/me");
+        assert_eq!(&*plan.audience, "api://AzureADTokenExchangeUSGov");
+        let plan = plan.with_subject(subject);
+        let target = &plan.identities[0].trust.target;
+        assert_eq!(
+            target.authority.as_str(),
+            "https://login.microsoftonline.us/"
+        );
+        assert_eq!(plan.listeners[0].socket, PathBuf::from("/tmp/x.sock"));
+        // SDKs take it without a scheme.
+        let bare = usual().variable("AZURE_AUTHORITY_HOST", "login.microsoftonline.us");
+        assert_eq!(&*read(&bare).audience, "api://AzureADTokenExchangeUSGov");
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_variable() {
+        let given = given("")
+            .variable("AZURE_TENANT_ID", "common")
+            .variable("AZURE_CLIENT_ID", "")
+            .variable("SPIFFE_ID", "me")
+            .variable("AZURE_AUTHORITY_HOST", "http://h")
+            .variable("SPIFFE_ENTRA_SOCKET", "x");
+        let mistakes = refused(&given);
+        assert_eq!(mistakes.len(), 6, "{mistakes:#?}");
+        for part in [
+            "$AZURE_TENANT_ID: `common` is no tenant",
+            "$AZURE_CLIENT_ID is not set",
+            "$SPIFFE_ID: `me` is no SPIFFE ID",
+            "$AZURE_AUTHORITY_HOST: http would send",
+            "$SPIFFE_ENTRA_SOCKET: this is no absolute path",
+            "nothing says where the SPIFFE Workload API is",
+        ] {
+            assert!(
+                mistakes.iter().any(|m| m.starts_with(part)),
+                "{part}: {mistakes:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_overflow_uid_is_no_caller_here_either() {
+        let mut given = usual();
+        given.environment.uid = given.environment.overflow_uid;
+        says(&refused(&given), "overflow uid");
+    }
+
+    #[test]
+    fn the_file_is_named_by_a_variable_or_the_usual_one() {
+        let path = PathBuf::from(DEFAULT_PATH);
+        assert_eq!(path_in(&given("").environment), path);
+        assert_eq!(path_in(&given("").variable(CONFIG, "").environment), path);
+        let given = given("").variable(CONFIG, "/x.toml");
+        assert_eq!(path_in(&given.environment), PathBuf::from("/x.toml"));
+    }
+}

@@ -59,7 +59,7 @@ fn sign_in(table: &mut Table<'_>, defaults: &Defaults) -> Option<Trust> {
     let own = table.has("tenant");
     let tenant = table.parsed("tenant", values::tenant);
     let tenant = if own { tenant } else { defaults.tenant.clone() };
-    if tenant.is_none() && !own {
+    if tenant.is_none() && !own && !defaults.tenant_broken {
         let message = format!(
             "{} has no `tenant`, and [entra] has none either",
             table.name()
@@ -84,3 +84,83 @@ fn sign_in(table: &mut Table<'_>, defaults: &Defaults) -> Option<Trust> {
 }
 
 const OWNER_LIMIT: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use crate::config::testing::{HEAD, IDENTITY, LISTEN, given, says};
+
+    fn with(text: &str) -> crate::config::testing::Given {
+        given(&format!("{HEAD}{text}{LISTEN}{IDENTITY}"))
+    }
+
+    #[test]
+    fn federation_is_what_was_written() {
+        let text = "[federation]\nissuer = \"https://oidc.example.org\"\nowner = \"prod-mesh\"\n\
+                    sign_in = { spiffe_id = \"spiffe://example.org/admin\", \
+                    client_id = \"1F8FAD5B-d9cb-469f-a165-70867728950e\" }\n";
+        let federation = with(text).fine().federation;
+        assert_eq!(
+            federation.issuer.as_deref(),
+            Some("https://oidc.example.org")
+        );
+        assert_eq!(federation.owner.as_deref(), Some("prod-mesh"));
+        let sign_in = federation.sign_in.unwrap();
+        assert_eq!(
+            sign_in.assertion.subject.as_str(),
+            "spiffe://example.org/admin"
+        );
+        assert_eq!(
+            &*sign_in.target.client_id,
+            "1f8fad5b-d9cb-469f-a165-70867728950e"
+        );
+        assert_eq!(
+            &*sign_in.target.tenant,
+            "72f988bf-86f1-41af-91ab-2d7cd011db47"
+        );
+        assert_eq!(
+            federation.graph_endpoint.as_str(),
+            "https://graph.microsoft.com/"
+        );
+    }
+
+    #[test]
+    fn without_it_the_rest_implies_it() {
+        let head = HEAD.replace("[entra]", "issuer = \"https://oidc.example.org\"\n[entra]");
+        let plan = given(&format!("{head}{LISTEN}{IDENTITY}")).fine();
+        assert_eq!(
+            plan.federation.issuer.as_deref(),
+            Some("https://oidc.example.org")
+        );
+        assert_eq!(
+            (plan.federation.owner, plan.federation.sign_in),
+            (None, None)
+        );
+    }
+
+    #[test]
+    fn mistakes_in_it_are_found_though_the_daemon_ignores_it() {
+        for (line, part) in [
+            ("issuer = \"http://oidc.example.org\"", "https:// only"),
+            ("owner = \"a b\"", "no name of an owner"),
+            (
+                "sign_in = { spiffe_id = \"spiffe://e.org/a\" }",
+                "has no `client_id`",
+            ),
+            ("sign_in = 1", "is a whole number"),
+            (
+                "isuer = \"https://oidc.example.org\"",
+                "did you mean `issuer`?",
+            ),
+        ] {
+            says(&with(&format!("[federation]\n{line}\n")).refused(), part);
+        }
+        let head = HEAD.replace("tenant", "# tenant");
+        let text = "[federation]\nsign_in = { spiffe_id = \"spiffe://e.org/a\", \
+                    client_id = \"1f8fad5b-d9cb-469f-a165-70867728950e\" }\n";
+        let identity = format!("{IDENTITY}tenant = \"contoso.com\"\n");
+        says(
+            &given(&format!("{head}{text}{LISTEN}{identity}")).refused(),
+            "`sign_in` of [federation] has no `tenant`",
+        );
+    }
+}

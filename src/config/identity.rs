@@ -23,6 +23,7 @@ pub(super) struct Read<'a> {
     pub(super) span: Range<usize>,
     /// Where the name stands.
     pub(super) name_span: Range<usize>,
+    /// Served only where there are no mistakes, however much of it could be read.
     pub(super) identity: Option<Identity>,
     /// Where each of its caller rules stands.
     pub(super) rules: Vec<callers::At>,
@@ -46,7 +47,7 @@ pub(super) fn read<'a>(
     });
     let name_span = table
         .value("name")
-        .map_or(span.clone(), |value| value.span());
+        .map_or_else(|| span.clone(), |value| value.span());
     let name = table.required(
         "name",
         "a name, such as name = \"payments\"",
@@ -64,8 +65,7 @@ pub(super) fn read<'a>(
         source,
         span,
         name_span,
-        // Whatever has a mistake is not served at all, not even the part that is in order.
-        identity: identity.filter(|_| mistakes.is_empty()),
+        identity,
         rules,
         mistakes,
         warnings,
@@ -138,7 +138,7 @@ fn tenant(table: &mut Table<'_>, defaults: Option<&Defaults>) -> Option<Arc<str>
         return tenant;
     }
     let default = defaults.and_then(|defaults| defaults.tenant.clone());
-    if default.is_none() {
+    if default.is_none() && !defaults.is_some_and(|defaults| defaults.tenant_broken) {
         let message = format!(
             "{} has no `tenant`, and [entra] has none either",
             table.name()
@@ -231,3 +231,207 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("audience", "into [entra]"),
     ("issuer", "into [workload_api]"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::testing::{
+        HEAD, IDENTITY, LISTEN, beside_a_sound_one, given, identity_with, says,
+    };
+
+    #[test]
+    fn an_identity_is_what_was_written() {
+        let plan = given(&format!("{HEAD}{LISTEN}{IDENTITY}")).fine();
+        let identity = &plan.identities[0];
+        assert_eq!(identity.name, "payments");
+        let target = &identity.trust.target;
+        assert_eq!(
+            target.authority.as_str(),
+            "https://login.microsoftonline.com/"
+        );
+        assert_eq!(&*target.tenant, "72f988bf-86f1-41af-91ab-2d7cd011db47");
+        assert_eq!(&*target.client_id, "0f8fad5b-d9cb-469f-a165-70867728950e");
+        let assertion = &identity.trust.assertion;
+        assert_eq!(assertion.subject.as_str(), "spiffe://example.org/payments");
+        assert_eq!(&*assertion.audience, "api://AzureADTokenExchange");
+        assert_eq!(assertion.issuer, None);
+        // Without one trailing slash, as policy compares them.
+        let resources = ["https://graph.microsoft.com", "https://vault.azure.net"];
+        let resources = resources.map(String::from).into();
+        assert_eq!(identity.resources, Resources::Only(resources));
+        assert!(!identity.expose_assertion);
+        assert_eq!((&identity.object_id, &identity.resource_id), (&None, &None));
+        assert_eq!(identity.federate, None);
+    }
+
+    #[test]
+    fn an_identity_may_say_more() {
+        let more = r#"
+            tenant = "contoso.onmicrosoft.com"
+            object_id = "AAAAAAAA-d9cb-469f-a165-70867728950e"
+            resource_id = "/subscriptions/72f988bf-86f1-41af-91ab-2d7cd011db47/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/p"
+            expose_assertion = true
+            federate = { application = "BBBBBBBB-d9cb-469f-a165-70867728950e" }
+        "#;
+        let head = HEAD.replace("[entra]", "issuer = \"https://oidc.example.org\"\n[entra]");
+        let plan = given(&format!("{head}{LISTEN}{IDENTITY}{more}")).fine();
+        let identity = &plan.identities[0];
+        assert_eq!(&*identity.trust.target.tenant, "contoso.onmicrosoft.com");
+        let issuer = identity.trust.assertion.issuer.as_deref();
+        assert_eq!(issuer, Some("https://oidc.example.org"));
+        let object = identity.object_id.as_deref();
+        assert_eq!(object, Some("aaaaaaaa-d9cb-469f-a165-70867728950e"));
+        assert!(identity.resource_id.is_some() && identity.expose_assertion);
+        let application = "bbbbbbbb-d9cb-469f-a165-70867728950e".to_owned();
+        assert_eq!(identity.federate, Some(Federate::Application(application)));
+    }
+
+    #[test]
+    fn a_mistake_inside_an_identity_costs_that_identity() {
+        let long = format!("spiffe_id = \"spiffe://example.org/{}\"", "a".repeat(580));
+        for (key, line, part) in [
+            ("name", "", "has no `name`"),
+            ("name", "name = \"a b\"", "no name of an identity"),
+            ("name", "name = 1", "is a whole number"),
+            (
+                "spiffe_id",
+                "",
+                "[[identity]] `payments` has no `spiffe_id`",
+            ),
+            ("spiffe_id", "spiffe_id = \"https://x/y\"", "no SPIFFE ID"),
+            (
+                "spiffe_id",
+                "spiffe_id = \"spiffe://example.org/a/\"",
+                "no SPIFFE ID",
+            ),
+            (
+                "spiffe_id",
+                "spiffe_id = \"spiffe://example.org\"",
+                "names a trust domain",
+            ),
+            ("spiffe_id", &long, "601 characters"),
+            ("client_id", "", "has no `client_id`"),
+            (
+                "client_id",
+                "client_id = \"payments\"",
+                "`payments` is no GUID",
+            ),
+            ("resources", "", "has no `resources`"),
+            (
+                "resources",
+                "resources = []",
+                "an empty list allows nothing",
+            ),
+            ("resources", "resources = \"*\"", "write a list of strings"),
+            (
+                "resources",
+                "resources = [\"*\", \"https://a\"]",
+                "makes the others pointless",
+            ),
+            (
+                "resources",
+                "resources = [\"https://a https://b\"]",
+                "one token is for one resource",
+            ),
+            ("resources", "resources = [\"\"]", "the resource is empty"),
+            (
+                "resources",
+                "resources = [\"https://*.vault.azure.net\"]",
+                "there are no patterns",
+            ),
+            ("callers", "caller = []", "did you mean `callers`?"),
+            ("callers", "tenant = \"common\"", "`common` is no tenant"),
+            ("callers", "object_id = \"x\"", "`x` is no GUID"),
+            ("callers", "resource_id = \"/x\"", "no resource id"),
+            ("callers", "expose_assertion = \"yes\"", "true or false"),
+            (
+                "callers",
+                "federate = {}",
+                "one application or one managed identity",
+            ),
+            ("callers", "federate = { application = \"x\" }", "no GUID"),
+            (
+                "callers",
+                "federate = { managed_identity = \"x\" }",
+                "no resource id",
+            ),
+            (
+                "callers",
+                "federate = { app = \"x\", managed_identity = 1 }",
+                "did you mean",
+            ),
+            ("callers", "admins = []", "belongs at the top of the file"),
+        ] {
+            let mistakes = beside_a_sound_one(&identity_with(key, line)).quarantined();
+            let found = mistakes.iter().any(|mistake| mistake.contains(part));
+            assert!(found, "{line}: {part:?} is not in {mistakes:#?}");
+        }
+    }
+
+    #[test]
+    fn a_credential_is_for_one_thing() {
+        let both = "federate = { application = \"0f8fad5b-d9cb-469f-a165-70867728950e\", \
+                    managed_identity = \"/x\" }";
+        let text = identity_with("callers", &format!("callers = [{{ uid = 0 }}]\n{both}"));
+        says(
+            &beside_a_sound_one(&text).quarantined(),
+            "one application or one managed identity",
+        );
+    }
+
+    #[test]
+    fn every_mistake_of_an_identity_is_reported_with_its_place() {
+        let bad = "[[identity]]\nname = \"bad\"\nspiffe_id = \"x\"\nclient_id = \"y\"\n\
+                   resources = []\ncallers = [{ user = \"who\" }]\ncolour = 1\n";
+        let given = beside_a_sound_one(bad);
+        let mistakes = given.quarantined();
+        assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
+        let plan = given.load().unwrap();
+        assert_eq!(plan.quarantined[0].name, "bad");
+        let lines: Vec<_> = plan.mistakes.iter().map(|m| (m.line, m.column)).collect();
+        let first = lines[0].0.unwrap();
+        let places = [(0, 13), (1, 13), (2, 13), (3, 21), (4, 1)];
+        let expected = places.map(|(line, column)| (Some(first + line), Some(column)));
+        assert_eq!(lines, expected);
+        assert!(plan.strict().is_err());
+    }
+
+    #[test]
+    fn an_identity_without_a_name_is_called_by_its_place() {
+        let given = beside_a_sound_one("[[identity]]\n");
+        let plan = given.load().unwrap();
+        let name = plan.quarantined[0].name.clone();
+        let config = given.path("config.toml");
+        assert!(
+            name.starts_with(&format!("{}:", config.display())),
+            "{name}"
+        );
+    }
+
+    #[test]
+    fn a_tenant_must_come_from_somewhere() {
+        let head = HEAD.replace("tenant", "# tenant");
+        let own = format!("{IDENTITY}tenant = \"contoso.com\"\n");
+        given(&format!("{head}{LISTEN}{own}")).fine();
+        let none = IDENTITY.replace("name = \"payments\"", "name = \"orders\"");
+        let given = given(&format!("{head}{LISTEN}{own}{none}"));
+        says(
+            &given.quarantined(),
+            "`orders` has no `tenant`, and [entra] has none either",
+        );
+    }
+
+    #[test]
+    fn two_identities_may_share_a_client_id() {
+        let other = IDENTITY.replace("name = \"payments\"", "name = \"orders\"");
+        let plan = given(&format!("{HEAD}{LISTEN}{IDENTITY}{other}")).fine();
+        assert_eq!(plan.identities.len(), 2);
+    }
+
+    #[test]
+    fn anything_is_a_star() {
+        let text = identity_with("resources", "resources = [\"*\"]");
+        let plan = given(&format!("{HEAD}{LISTEN}{text}")).fine();
+        assert_eq!(plan.identities[0].resources, Resources::Any);
+    }
+}

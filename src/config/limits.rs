@@ -69,7 +69,7 @@ pub(super) fn duration(
     max: Duration,
 ) -> Option<Duration> {
     let value = table.value(key)?;
-    let parsed = parse_duration(value).and_then(|duration| {
+    let parsed = parse_duration(key, value).and_then(|duration| {
         if (min..=max).contains(&duration) {
             return Ok(duration);
         }
@@ -81,7 +81,7 @@ pub(super) fn duration(
     table.reading().keep(&value.span(), parsed)
 }
 
-fn parse_duration(value: &Spanned<DeValue<'_>>) -> Result<Duration, Fault> {
+fn parse_duration(key: &str, value: &Spanned<DeValue<'_>>) -> Result<Duration, Fault> {
     match value.get_ref() {
         DeValue::String(text) => values::duration(text),
         DeValue::Integer(number) if number.radix() == 10 => {
@@ -89,7 +89,7 @@ fn parse_duration(value: &Spanned<DeValue<'_>>) -> Result<Duration, Fault> {
             values::duration(&format!("{}s", number.as_str()))
         }
         other => Err(Fault::new(
-            format!("this is {}, and no duration", super::raw::kind(other)),
+            format!("`{key}` is {}, and no duration", super::raw::kind(other)),
             "write a number of seconds, or a string such as \"5m\"",
         )),
     }
@@ -101,3 +101,74 @@ const fn secs(secs: u64) -> Duration {
 
 /// More than a process has descriptors for, anywhere.
 pub(super) const MAX_CONNECTIONS: u64 = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::testing::{HEAD, IDENTITY, LISTEN, given, says};
+
+    fn with(text: &str) -> crate::config::testing::Given {
+        given(&format!("{HEAD}{text}{LISTEN}{IDENTITY}"))
+    }
+
+    #[test]
+    fn limits_have_defaults() {
+        assert_eq!(with("").fine().limits, Limits::default());
+        assert_eq!(with("[limits]\n").fine().limits, Limits::default());
+    }
+
+    #[test]
+    fn limits_are_what_was_written() {
+        let text = "[limits]\nrevoke_after = \"2m\"\nresources_per_identity = 3\n\
+                    exchanges_per_minute = 4\nconnections_per_uid = 5\ndrain = 6\n";
+        assert_eq!(
+            with(text).fine().limits,
+            Limits {
+                revoke_after: secs(120),
+                resources_per_identity: 3,
+                exchanges_per_minute: 4,
+                connections_per_uid: 5,
+                drain: secs(6),
+            }
+        );
+    }
+
+    #[test]
+    fn limits_have_bounds() {
+        for (line, part) in [
+            ("revoke_after = 9", "write 10s to 24h"),
+            ("revoke_after = \"25h\"", "write 10s to 24h"),
+            ("revoke_after = \"soon\"", "`soon` is no duration"),
+            ("revoke_after = -5", "no duration"),
+            ("revoke_after = 1.5", "a number, and no duration"),
+            ("resources_per_identity = 0", "from 1 to 4096"),
+            ("exchanges_per_minute = 6001", "from 1 to 6000"),
+            ("connections_per_uid = 0", "from 1 to 65536"),
+            ("drain = \"6m\"", "write 0s to 5m"),
+            ("drian = \"6s\"", "did you mean `drain`?"),
+        ] {
+            says(&with(&format!("[limits]\n{line}\n")).refused(), part);
+        }
+    }
+
+    #[test]
+    fn metrics_stay_on_this_machine_unless_told_otherwise() {
+        let metrics = |text: &str| with(&format!("[metrics]\n{text}\n"));
+        for address in ["127.0.0.1:9464", "[::1]:9464"] {
+            let plan = metrics(&format!("listen = \"{address}\"")).fine();
+            assert_eq!(plan.metrics, Some(address.parse().unwrap()));
+        }
+        says(
+            &metrics("listen = \"0.0.0.0:9464\"").refused(),
+            "allow_remote = true",
+        );
+        let plan = metrics("listen = \"0.0.0.0:9464\"\nallow_remote = true").fine();
+        assert!(plan.metrics.is_some());
+        says(&metrics("").refused(), "[metrics] has no `listen`");
+        says(
+            &metrics("listen = \"localhost:9464\"").refused(),
+            "is no address",
+        );
+        assert_eq!(with("").fine().metrics, None);
+    }
+}

@@ -1,18 +1,6 @@
-//! `[[listen]]`: the sockets, and whether those whom policy allows can open them.
+//! `[[listen]]`: the sockets. Whether those whom policy allows can open them is in [`reach`].
 //!
-//! connect(2) needs write permission on the socket. A rule is kept out where nobody whom it names
-//! can have it, as far as can be known here:
-//!
-//! * uid 0 passes any mode, and so does a caller with the capability to; only root counts here.
-//! * For a user, the socket's owner, the groups that the user database gives the user, and the
-//!   groups that the rule itself demands decide, as in the kernel: the owner's bits for the owner,
-//!   else the group's for a member, else the others'.
-//! * A uid that the database does not know lives in another container, whose groups are not known
-//!   here: what would be a mistake is a warning.
-//! * A rule for a group promises the right to every member. Membership alone lets a process in
-//!   where the socket belongs to that group and the group may write, or where others may (that a
-//!   member happens to be the socket's owner helps that one only).
-//! * `"any"` is whoever can open the socket, so nobody is kept out.
+//! [`reach`]: super::reach
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +9,7 @@ use std::{
 };
 
 use super::{
-    CallerRule, Endpoint, Listener,
+    Endpoint, Listener,
     accounts::Directory,
     callers::{MAX_ID, find_group, find_user},
     diagnostics::{Fault, closest},
@@ -44,7 +32,7 @@ pub(super) fn read<'a>(mut table: Table<'a>, directory: &Directory<'_>) -> Optio
     let before = reading.sink.count();
     let place = table
         .value("socket")
-        .map_or(table.span(), |value| value.span());
+        .map_or_else(|| table.span(), |value| value.span());
     let socket = table.required(
         "socket",
         "the socket's path, such as socket = \"/run/spiffe-entra/spiffe-entra.sock\"",
@@ -154,79 +142,118 @@ fn same_path(a: &Path, b: &Path) -> bool {
     a.components().eq(b.components())
 }
 
-/// How a rule fares at a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
-    /// Somebody whom the rule names can connect.
-    Open,
-    /// Nobody can.
-    Closed,
-    /// That depends on groups that are not known here.
-    Unknown,
-}
-
-/// Whether somebody whom the rule names can connect; `us` is the uid and gid that the socket has
-/// where it is not given others.
-pub(super) fn access(
-    listener: &Listener,
-    rule: &CallerRule,
-    us: (u32, u32),
-    directory: &Directory<'_>,
-) -> Result<Access, String> {
-    let owner = listener.owner.unwrap_or(us.0);
-    let group = listener.group.unwrap_or(us.1);
-    let may = |bit: u32| {
-        if listener.mode & bit == 0 {
-            Access::Closed
-        } else {
-            Access::Open
-        }
-    };
-    let in_group = rule.gids.contains(&group);
-    let Some(uid) = rule.uid else {
-        if rule.gids.is_empty() {
-            return Ok(Access::Open);
-        }
-        return Ok(may(if in_group { GROUP_WRITE } else { OTHER_WRITE }));
-    };
-    if uid == 0 {
-        return Ok(Access::Open);
-    }
-    if uid == owner {
-        return Ok(may(OWNER_WRITE));
-    }
-    if in_group {
-        return Ok(may(GROUP_WRITE));
-    }
-    Ok(match directory.groups_of(uid)? {
-        Some(groups) if groups.contains(&group) => may(GROUP_WRITE),
-        Some(_) => may(OTHER_WRITE),
-        None if listener.mode & (GROUP_WRITE | OTHER_WRITE) == 0 => Access::Closed,
-        None if listener.mode & OTHER_WRITE != 0 => Access::Open,
-        None => Access::Unknown,
-    })
-}
-
-/// The socket in a sentence: `/run/x.sock (mode 0660, owner 0, group 2000)`.
-pub(super) fn described(listener: &Listener, us: (u32, u32)) -> String {
-    format!(
-        "{} (mode {:04o}, uid {}, gid {})",
-        listener.socket.display(),
-        listener.mode,
-        listener.owner.unwrap_or(us.0),
-        listener.group.unwrap_or(us.1)
-    )
-}
-
 /// Keys that end up below a `[[listen]]` when they are put after it.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("admins", "at the top of the file, above the first [table]"),
     ("include", "at the top of the file, above the first [table]"),
 ];
 
-pub(super) const OTHER_WRITE: u32 = 0o002;
-const GROUP_WRITE: u32 = 0o020;
-const OWNER_WRITE: u32 = 0o200;
 const DEFAULT_MODE: u32 = 0o660;
-const DEFAULT_MAX_CONNECTIONS: usize = 1024;
+const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 pub(super) const DEFAULT_SOCKET: &str = "/run/spiffe-entra/spiffe-entra.sock";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::testing::{HEAD, IDENTITY, given, identity_with, says};
+
+    fn with(listen: &str) -> crate::config::testing::Given {
+        given(&format!(
+            "{HEAD}{listen}{}",
+            identity_with("callers", "callers = [{ uid = 0 }]")
+        ))
+    }
+
+    #[test]
+    fn a_listener_is_what_was_written() {
+        let plan = with(
+            "[[listen]]\nsocket = \"/run/a.sock\"\nmode = \"0600\"\nowner = \"payments\"\n\
+             group = 2000\nidentities = [\"payments\"]\nmax_connections = 7\n\
+             [[listen]]\nsocket = \"/run/b.sock\"\n",
+        )
+        .fine();
+        assert_eq!(
+            plan.listeners[0],
+            Listener {
+                socket: "/run/a.sock".into(),
+                mode: 0o600,
+                owner: Some(1001),
+                group: Some(2000),
+                identities: Some(["payments".to_owned()].into()),
+                max_connections: 7,
+            }
+        );
+        assert_eq!(
+            plan.listeners[1],
+            Listener {
+                socket: "/run/b.sock".into(),
+                ..default_listener()
+            }
+        );
+    }
+
+    #[test]
+    fn without_a_listen_there_is_the_usual_socket() {
+        let plan = with("").fine();
+        assert_eq!(plan.listeners, [default_listener()]);
+        assert_eq!(plan.listeners[0].socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(
+            (plan.listeners[0].mode, plan.listeners[0].max_connections),
+            (0o660, 4096)
+        );
+    }
+
+    #[test]
+    fn a_mistake_in_a_listener_costs_the_whole() {
+        for (line, part) in [
+            ("", "[[listen]] has no `socket`"),
+            ("socket = \"a.sock\"", "no absolute path"),
+            (
+                "socket = \"/a\"\nmode = 660",
+                "`mode` of [[listen]] is a whole number",
+            ),
+            ("socket = \"/a\"\nmode = \"4660\"", "set-uid"),
+            ("socket = \"/a\"\nowner = \"who\"", "there is no user `who`"),
+            ("socket = \"/a\"\nowner = -1", "out of range"),
+            (
+                "socket = \"/a\"\ngroup = \"who\"",
+                "there is no group `who`",
+            ),
+            ("socket = \"/a\"\ngroup = true", "is true or false"),
+            ("socket = \"/a\"\nmax_connections = 0", "out of range"),
+            ("socket = \"/a\"\nidentities = []", "serves no identity"),
+            (
+                "socket = \"/a\"\nidentities = [\"paiments\"]",
+                "did you mean `payments`?",
+            ),
+            (
+                "socket = \"/a\"\nadmins = []",
+                "belongs at the top of the file",
+            ),
+            ("socket = \"/a\"\nmod = \"0600\"", "did you mean `mode`?"),
+            (
+                "socket = \"/a\"\n[[listen]]\nsocket = \"//a\"",
+                "another [[listen]] has this",
+            ),
+            (
+                "socket = \"/run/spire/agent/public/api.sock\"",
+                "socket of the SPIFFE Workload API",
+            ),
+        ] {
+            says(&with(&format!("[[listen]]\n{line}\n")).refused(), part);
+        }
+        says(
+            &with("[listen]\nsocket = \"/a\"\n").refused(),
+            "headed [[listen]]",
+        );
+    }
+
+    #[test]
+    fn a_listener_may_name_a_quarantined_identity() {
+        let bad = IDENTITY.replace("name = \"payments\"", "name = \"bad\"\nx = 1");
+        let listen = "[[listen]]\nsocket = \"/a\"\nmode = \"0666\"\n\
+                      identities = [\"bad\", \"payments\"]\n";
+        let given = given(&format!("{HEAD}{listen}{IDENTITY}{bad}"));
+        says(&given.quarantined(), "unknown key `x`");
+    }
+}

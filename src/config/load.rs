@@ -20,8 +20,8 @@ use super::{
     federation,
     files::Files,
     identity, limits, listen,
-    listen::Access,
     raw::{Reading, Table},
+    reach::Reach,
     trust::{self, Defaults},
 };
 
@@ -55,7 +55,7 @@ struct Outcome {
 }
 
 fn read(path: &Path, environment: &Environment, sink: &Sink) -> Option<Outcome> {
-    let files = Files::new(environment.uid);
+    let files = Files::new(environment.file_uid);
     let directory = Directory::new(
         environment.accounts.as_ref(),
         environment.overflow_uid,
@@ -68,7 +68,7 @@ fn read(path: &Path, environment: &Environment, sink: &Sink) -> Option<Outcome> 
     let included = included(&mut root, &files, path);
     let documents: Vec<_> = included.iter().map(|source| parse(source, sink)).collect();
 
-    let mut settings = Settings::read(&mut root, environment, &files, &directory);
+    let settings = Settings::read(&mut root, environment, &files, &directory);
     let mut tables: Vec<(&Source, Table<'_>)> = Vec::new();
     tables.extend(
         root.tables("identity")
@@ -101,7 +101,6 @@ fn read(path: &Path, environment: &Environment, sink: &Sink) -> Option<Outcome> 
             identity::read(source, table, settings.defaults.as_ref(), &directory)
         })
         .collect();
-    name_once(&mut identities);
     let listeners = settings.listeners(&identities);
     if let Some(listeners) = &listeners {
         let reach = Reach {
@@ -114,6 +113,7 @@ fn read(path: &Path, environment: &Environment, sink: &Sink) -> Option<Outcome> 
         }
         reach.admins(&settings.admins, settings.reading);
     }
+    name_once(&mut identities);
     settings.assemble(listeners, identities, environment)
 }
 
@@ -160,7 +160,7 @@ struct Settings<'a> {
     defaults: Option<Defaults>,
     federation: Option<super::Federation>,
     listen: Vec<Option<listen::Read<'a>>>,
-    listen_given: bool,
+    listen_broken: bool,
     admins: Vec<callers::At>,
     metrics: Option<std::net::SocketAddr>,
     limits: Limits,
@@ -188,8 +188,9 @@ impl<'a> Settings<'a> {
         for table in [workload, entra, federate].into_iter().flatten() {
             table.finish();
         }
-        let listen_given = root.has("listen");
+        let before = reading.sink.count();
         let listen = root.tables("listen");
+        let listen_broken = reading.sink.count() > before;
         let listen = listen
             .into_iter()
             .map(|t| listen::read(t, directory))
@@ -212,7 +213,7 @@ impl<'a> Settings<'a> {
             defaults,
             federation,
             listen,
-            listen_given,
+            listen_broken,
             admins,
             metrics,
             limits: limits.unwrap_or_default(),
@@ -220,8 +221,11 @@ impl<'a> Settings<'a> {
     }
 
     /// The sockets, or nothing where one of them has a mistake.
-    fn listeners(&mut self, identities: &[identity::Read<'_>]) -> Option<Vec<Listener>> {
-        if !self.listen_given {
+    fn listeners(&self, identities: &[identity::Read<'_>]) -> Option<Vec<Listener>> {
+        if self.listen_broken {
+            return None;
+        }
+        if self.listen.is_empty() {
             return Some(vec![listen::default_listener()]);
         }
         let before = self.reading.sink.count();
@@ -244,7 +248,7 @@ impl<'a> Settings<'a> {
             .flatten()
             .map(|read| read.listener.clone())
             .collect();
-        (sound && !listeners.is_empty()).then_some(listeners)
+        sound.then_some(listeners)
     }
 
     /// `None` only where something is missing that has its mistake in the sink already.
@@ -264,11 +268,13 @@ impl<'a> Settings<'a> {
                 sound.extend(read.identity.map(Arc::new));
                 continue;
             }
+            let mut mistakes = read.mistakes;
+            in_order(&mut mistakes);
             quarantined.push(Quarantined {
                 name: read.name.unwrap_or_else(|| read.source.place(&read.span)),
-                mistakes: read.mistakes.iter().map(ToString::to_string).collect(),
+                mistakes: mistakes.iter().map(ToString::to_string).collect(),
             });
-            of_identities.extend(read.mistakes);
+            of_identities.extend(mistakes);
         }
         let own_uid_tells_us = environment.uid != environment.overflow_uid;
         if !own_uid_tells_us {
@@ -331,132 +337,7 @@ fn name_once(identities: &mut [identity::Read<'_>]) {
             .push(read.source.mistake(&read.name_span, fault));
         // Status must not show the sound one as quarantined.
         read.name = Some(format!("{name} ({place})"));
-        read.identity = None;
     }
-}
-
-/// Whether those whom policy allows can open a socket.
-struct Reach<'a> {
-    listeners: &'a [Listener],
-    us: (u32, u32),
-    directory: &'a Directory<'a>,
-}
-
-impl Reach<'_> {
-    fn identity(&self, read: &mut identity::Read<'_>) {
-        let Some(name) = read.name.clone() else {
-            return;
-        };
-        let serving: Vec<&Listener> = self
-            .listeners
-            .iter()
-            .filter(|l| {
-                l.identities
-                    .as_ref()
-                    .is_none_or(|names| names.contains(&name))
-            })
-            .collect();
-        if serving.is_empty() {
-            let fault = Fault::new(
-                format!("no [[listen]] serves `{name}`"),
-                "add it to the `identities` of one",
-            );
-            read.mistakes
-                .push(read.source.mistake(&read.name_span, fault));
-            return;
-        }
-        for rule in &read.rules {
-            match self.verdict(&serving, rule) {
-                Verdict::Open => {}
-                Verdict::Doubt(fault) => {
-                    read.warnings.push(read.source.mistake(&rule.span(), fault));
-                }
-                Verdict::Closed(fault) => {
-                    read.mistakes.push(read.source.mistake(&rule.span(), fault));
-                }
-            }
-        }
-    }
-
-    fn admins(&self, rules: &[callers::At], reading: Reading<'_>) {
-        let all: Vec<&Listener> = self.listeners.iter().collect();
-        for rule in rules {
-            if rule.get_ref().is_any() {
-                let message = "whoever can open a socket may see status and refresh";
-                reading.warn(&rule.span(), message.into(), "name users or groups");
-                continue;
-            }
-            match self.verdict(&all, rule) {
-                Verdict::Open => {}
-                Verdict::Doubt(fault) => reading.warn(&rule.span(), fault.message, &fault.fix),
-                Verdict::Closed(fault) => reading.mistake(&rule.span(), fault),
-            }
-        }
-    }
-
-    fn verdict(&self, sockets: &[&Listener], rule: &callers::At) -> Verdict {
-        let rule = rule.get_ref();
-        let described: Vec<String> = sockets
-            .iter()
-            .map(|l| listen::described(l, self.us))
-            .collect();
-        let described = described.join(", ");
-        if rule.is_any() {
-            let open = |l: &&&Listener| l.mode & listen::OTHER_WRITE != 0;
-            return match sockets.iter().find(open) {
-                Some(listener) => Verdict::Doubt(Fault::new(
-                    format!(
-                        "every local user may ask: everybody can open {}",
-                        listen::described(listener, self.us)
-                    ),
-                    "name users or groups, or close the socket with mode = \"0660\"",
-                )),
-                None => Verdict::Open,
-            };
-        }
-        let mut unknown = None;
-        for listener in sockets {
-            match listen::access(listener, rule, self.us, self.directory) {
-                Ok(Access::Open) => return Verdict::Open,
-                Ok(Access::Closed) => {}
-                Ok(Access::Unknown) => {
-                    unknown = Some("its groups are not known here".to_owned());
-                }
-                Err(error) => {
-                    unknown = Some(format!("its groups cannot be looked up ({error})"));
-                }
-            }
-        }
-        let fix = "set `group` in [[listen]] to a group of theirs, or mode = \"0666\" (policy \
-                   decides all the same who has which token)";
-        match unknown {
-            Some(why) => Verdict::Doubt(Fault::new(
-                format!(
-                    "perhaps `{}` cannot open a socket for this ({why}): {described}",
-                    rule.written
-                ),
-                "make sure that its processes have the socket's group, and say so by adding \
-                 `gid` to the entry",
-            )),
-            None => Verdict::Closed(Fault::new(
-                format!(
-                    "`{}` is allowed to ask, and the mode of the socket keeps it out: {described}",
-                    rule.written
-                ),
-                if rule.uid.is_some() {
-                    format!("{fix}; if its processes are given another group, add that as `gid`")
-                } else {
-                    fix.to_owned()
-                },
-            )),
-        }
-    }
-}
-
-enum Verdict {
-    Open,
-    Doubt(Fault),
-    Closed(Fault),
 }
 
 /// By file, line and column; what has no place comes first.
@@ -476,3 +357,285 @@ const MAIN_FILE_ONLY: &[(&str, &str)] = &[
     ("federation", MAIN),
 ];
 const MAIN: &str = "in the main file: included ones hold [[identity]] tables only";
+
+#[cfg(test)]
+mod tests {
+    use crate::config::testing::{HEAD, IDENTITY, LISTEN, given, says};
+    use proptest::{prelude::*, sample::Index};
+    use std::{fmt::Write, fs, os::unix::fs::PermissionsExt};
+
+    fn whole() -> String {
+        format!("{HEAD}{LISTEN}{IDENTITY}")
+    }
+
+    fn named(name: &str) -> String {
+        IDENTITY.replace("name = \"payments\"", &format!("name = \"{name}\""))
+    }
+
+    #[test]
+    fn mistakes_of_every_kind_are_reported_in_one_go() {
+        let text = "\
+            colour = \"red\"\n\
+            [workload_api]\n\
+            endpont = \"unix:///a\"\n\
+            [entra]\n\
+            cloud = 1\n\
+            tenant = \"common\"\n\
+            ca_onyl = true\n\
+            [[listen]]\n\
+            socket = \"/a\"\n\
+            mode = 660\n\
+            [[identity]]\n\
+            name = \"payments\"\n\
+            client_id = 7\n\
+            [limits]\n\
+            drain = true\n\
+            [metrics]\n\
+            listen = \"0.0.0.0:1\"\n";
+        let mistakes = given(text).load().unwrap_err();
+        let lines: Vec<_> = mistakes.iter().map(|m| m.line.unwrap_or(0)).collect();
+        // 0: no endpoint anywhere; 11 twice: no spiffe_id and no resources, but no word about the
+        // tenant, which is wrong elsewhere.
+        assert_eq!(
+            lines,
+            [0, 1, 3, 5, 6, 7, 10, 11, 11, 13, 15, 17],
+            "{mistakes}"
+        );
+        let shown = mistakes.to_string();
+        assert!(
+            shown.contains("5 | cloud = 1\n  |         ^\n  = fix: write a string"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn syntax_errors_are_reported_together_and_alone() {
+        let given = given(&format!("{}\na = \nb = [1\n", whole()));
+        let refused = given.refused();
+        assert!(refused.len() >= 2, "{refused:#?}");
+        assert!(
+            refused.iter().all(|m| m.contains("this is not TOML")),
+            "{refused:#?}"
+        );
+        let twice = crate::config::testing::given(&format!("{}name = \"x\"\n", whole()));
+        says(&twice.refused(), "duplicate key");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        /// Lines of a sound configuration lost, doubled, moved and cut: whatever comes of it is a
+        /// plan, or mistakes; never a panic, and never a refusal without a word.
+        #[test]
+        fn a_refusal_says_why(
+            changes in proptest::collection::vec((any::<Index>(), any::<Index>(), 0..4), 1..4),
+        ) {
+            let admins = "admins = [{ gid = 2000 }]\ninclude = [\"x*.toml\"]\n";
+            let text = format!("{admins}{}[limits]\ndrain = 1\n[federation]\nowner = \"a\"\n", whole());
+            let mut lines: Vec<String> = text.lines().map(String::from).collect();
+            for (a, b, change) in changes {
+                let (a, b) = (a.index(lines.len()), b.index(lines.len()));
+                let line = lines[a].clone();
+                match change {
+                    0 if lines.len() > 1 => drop(lines.remove(a)),
+                    1 => lines.insert(b, line),
+                    2 => lines.swap(a, b),
+                    _ => lines[a].truncate(b % (line.len() + 1)),
+                }
+            }
+            match given(&lines.join("\n")).load() {
+                Ok(plan) => {
+                    prop_assert!(!plan.identities.is_empty() && !plan.listeners.is_empty());
+                    prop_assert_eq!(plan.mistakes.is_empty(), plan.quarantined.is_empty());
+                }
+                Err(mistakes) => prop_assert!(!mistakes.is_empty()),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_one_mistake() {
+        let given = given("");
+        fs::remove_file(given.path("config.toml")).unwrap();
+        says(
+            &given.refused(),
+            "config.toml: cannot be read: No such file",
+        );
+    }
+
+    #[test]
+    fn with_no_identity_left_nothing_starts() {
+        says(
+            &given(&format!("{HEAD}{LISTEN}")).refused(),
+            "there is no [[identity]]",
+        );
+        let bad = whole().replace("0f8fad5b", "x");
+        says(&given(&bad).refused(), "no GUID");
+    }
+
+    #[test]
+    fn a_mistake_outside_the_identities_costs_the_whole_and_theirs_are_told_too() {
+        let text = format!("{}{}x = 1\n", whole().replace("0666", "9"), named("orders"));
+        let refused = given(&text).refused();
+        assert_eq!(refused.len(), 2, "{refused:#?}");
+        assert!(refused[0].contains("no mode") && refused[1].contains("unknown key `x`"));
+    }
+
+    #[test]
+    fn included_files_hold_identities() {
+        let main = format!(
+            "include = [\"identities.d/*.toml\", \"no.d/*.toml\"]\n{}",
+            whole()
+        );
+        let given = given(&main)
+            .file("identities.d/b.toml", &named("b"))
+            .file("identities.d/a.toml", &named("a"));
+        let plan = given.fine();
+        let names: Vec<_> = plan.identities.iter().map(|i| i.name.as_str()).collect();
+        assert_eq!(names, ["payments", "a", "b"]);
+        let given = given.file("identities.d/c.toml", &format!("{}x = 1\n", named("c")));
+        let quarantined = given.quarantined();
+        says(&quarantined, "identities.d/c.toml:8:1: unknown key `x`");
+    }
+
+    #[test]
+    fn included_files_hold_nothing_else() {
+        let main = format!("include = [\"a.toml\"]\n{}", whole());
+        for (text, part) in [
+            (
+                "[entra]\n",
+                "a.toml:1:2: unknown key `entra` here: `entra` belongs in the main file",
+            ),
+            ("include = []\n", "`include` belongs in the main file"),
+            ("[[identitty]]\n", "did you mean `identity`?"),
+            ("a = \n", "a.toml:1:5: this is not TOML"),
+            ("[identity]\n", "headed [[identity]]"),
+        ] {
+            says(&given(&main).file("a.toml", text).refused(), part);
+        }
+        says(&given(&main).refused(), "a.toml` does not exist");
+        let not_a_list = given(&format!("include = \"a.toml\"\n{}", whole()));
+        says(&not_a_list.refused(), "write a list of strings");
+    }
+
+    #[test]
+    fn an_included_file_that_others_can_write_costs_the_whole() {
+        let given =
+            given(&format!("include = [\"d/a.toml\"]\n{}", whole())).file("d/a.toml", &named("a"));
+        given.fine();
+        let chmod = |name: &str, mode| {
+            fs::set_permissions(given.path(name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        chmod("d/a.toml", 0o606);
+        says(
+            &given.refused(),
+            "d/a.toml: everybody can write the file (mode 0606)",
+        );
+        chmod("d/a.toml", 0o600);
+        chmod("d", 0o707);
+        says(
+            &given.refused(),
+            "d: everybody can write the folder (mode 0707)",
+        );
+        chmod("d", 0o700);
+        chmod("config.toml", 0o602);
+        says(
+            &given.refused(),
+            "config.toml: everybody can write the file",
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_another_users_costs_the_whole() {
+        let mut given = given(&whole());
+        given.environment.file_uid += 1;
+        if nix::unistd::geteuid().is_root() {
+            // Root's files are everybody's to trust.
+            let foreign = Some(nix::unistd::Uid::from_raw(1234));
+            nix::unistd::chown(&given.path("config.toml"), foreign, None).unwrap();
+            says(&given.refused(), "the file is owned by uid 1234");
+        } else {
+            assert_eq!(given.refused().len(), 2, "the file and its folder");
+        }
+    }
+
+    #[test]
+    fn of_two_identities_with_one_name_the_second_is_wrong() {
+        let main = format!("include = [\"a.toml\"]\n{}", whole());
+        let given = given(&main).file("a.toml", IDENTITY);
+        let quarantined = given.quarantined();
+        says(
+            &quarantined,
+            "a.toml:3:8: there is another identity `payments`, at ",
+        );
+        assert!(quarantined[0].contains("config.toml:13"), "{quarantined:?}");
+        let plan = given.load().unwrap();
+        assert_eq!(plan.identities[0].name, "payments");
+        assert!(plan.quarantined[0].name.starts_with("payments ("));
+    }
+
+    #[test]
+    fn the_example_is_in_order_and_so_is_everything_it_suggests() {
+        let example = include_str!("../../config.example.toml");
+        given(example).fine();
+        // `#key = value` is a suggestion, `# text` is not.
+        let suggestions = example.lines().map(|line| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => rest,
+            _ => line,
+        });
+        let text: String = suggestions.map(|line| format!("{line}\n")).collect();
+        let given = given(&text).file("ca.pem", include_str!("testdata/root.pem"));
+        let ca_file = given.path("ca.pem").display().to_string();
+        let text = text.replace("/etc/spiffe-entra/ca.pem", &ca_file);
+        let plan = given.file("config.toml", &text).fine();
+        assert!(plan.federation.sign_in.is_some() && plan.metrics.is_some());
+        // Every key of it is explained.
+        let manual = include_str!("../../docs/configuration.md");
+        for line in text.lines() {
+            let key = line.split_once(" = ").map_or("", |(key, _)| key);
+            if !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
+                assert!(manual.contains(&format!("`{key}`")), "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_overflow_uid_does_not_make_an_admin() {
+        let mut given = given(&whole());
+        assert_eq!(given.fine().daemon_uid, Some(900));
+        given.environment.uid = given.environment.overflow_uid;
+        says(&given.warnings(), "does not count as an admin");
+        assert_eq!(given.load().unwrap().daemon_uid, None);
+    }
+
+    #[test]
+    fn a_proxys_password_shows_up_in_no_mistake() {
+        for line in [
+            "proxy = \"http://u:hunter2@h/path\"",
+            "proxy = [\"http://u:hunter2@h\"]",
+            "proxi = \"http://u:hunter2@h\"",
+            "proxy = \"http://u:hunter2@h",
+            "proxy = 'http://u:hunter2 x@'",
+        ] {
+            let text = whole().replace("[entra]", &format!("[entra]\n{line}"));
+            let mistakes = given(&text).load().unwrap_err();
+            let shown = format!("{mistakes} {mistakes:?}");
+            assert!(!shown.contains("hunter2"), "{shown}");
+            assert!(shown.contains("prox"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn ten_thousand_identities_ask_the_user_database_a_few_questions() {
+        let mut text = format!(
+            "{HEAD}{}",
+            LISTEN.replace("mode = \"0666\"", "group = \"tokens\"")
+        );
+        for i in 0..10_000 {
+            let _ = write!(text, "{}", named(&format!("identity-{i}")));
+        }
+        let given = given(&text);
+        assert_eq!(given.fine().identities.len(), 10_000);
+        // The group of the socket, the user, and the user's groups (two).
+        assert_eq!(given.accounts.questions.get(), 4);
+    }
+}

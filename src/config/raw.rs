@@ -122,7 +122,7 @@ impl<'a> Table<'a> {
 
     /// The value of a key, whatever it is.
     pub(super) fn value(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
-        self.asked.push(key);
+        self.ask(key);
         self.entries.get(key)
     }
 
@@ -157,7 +157,7 @@ impl<'a> Table<'a> {
         parse: impl FnOnce(&str) -> Result<T, Fault>,
     ) -> Option<T> {
         if !self.has(key) {
-            self.asked.push(key);
+            self.ask(key);
             let message = format!("{} has no `{key}`", self.name);
             self.reading
                 .mistake(&self.span, Fault::new(message, format!("add {what}")));
@@ -283,12 +283,15 @@ impl<'a> Table<'a> {
         }
         let fix = match closest(key, self.asked.iter().copied()) {
             Some(meant) => format!("did you mean `{meant}`?"),
-            None => format!(
-                "remove it; what may stand {inside}: {}",
-                listed(&self.asked)
-            ),
+            None => format!("remove it; the keys are {}", listed(&self.asked)),
         };
         Fault::new(message, fix)
+    }
+
+    fn ask(&mut self, key: &'static str) {
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
     }
 
     fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, wanted: &str) {
@@ -386,7 +389,7 @@ mod tests {
             "t:5:1: unknown key `x` in [[one]]: remove it",
             "t:7:1: unknown key `y` in [[one]]",
             "t:1:1: unknown key `nam` here: did you mean `name`?",
-            "t:2:1: unknown key `other` here: remove it; what may stand here: `name` and `one`",
+            "t:2:1: unknown key `other` here: remove it; the keys are `name` and `one`",
             "t:3:1: unknown key `admins` here: `admins` belongs at the top of the file",
         ] {
             assert!(

@@ -34,9 +34,6 @@ impl Plan {
             words.push("[workload_api] has another endpoint or timeout".into());
         }
         words.extend(self.entra.changes(&new.entra));
-        if self.limits != new.limits {
-            words.push("[limits] changed".into());
-        }
         words
     }
 
@@ -100,5 +97,109 @@ impl Entra {
             "allow_http_loopback",
         );
         (!changed.is_empty()).then(|| format!("[entra]: {}", changed.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::testing::{HEAD, IDENTITY, LISTEN, given};
+    use std::time::Duration;
+
+    fn plan() -> Plan {
+        given(&format!("{HEAD}{LISTEN}{IDENTITY}")).fine()
+    }
+
+    #[test]
+    fn identities_and_callers_need_no_restart() {
+        let (old, mut new) = (plan(), plan());
+        new.identities.clear();
+        new.admins = vec![];
+        new.listeners[0].identities = Some(BTreeSet::new());
+        assert_eq!(old.diff_needs_restart(&new), [""; 0]);
+    }
+
+    #[test]
+    fn what_was_opened_or_built_needs_one() {
+        let old = plan();
+        let changed = |change: &dyn Fn(&mut Plan)| {
+            let mut new = plan();
+            change(&mut new);
+            old.diff_needs_restart(&new).join("; ")
+        };
+        let socket = "the socket /run/spiffe-entra/a.sock";
+        for (words, expected) in [
+            (
+                changed(&|p| p.listeners[0].mode = 0o600),
+                format!("{socket}: mode"),
+            ),
+            (
+                changed(&|p| p.listeners[0].owner = Some(1)),
+                format!("{socket}: owner"),
+            ),
+            (
+                changed(&|p| {
+                    p.listeners[0].group = Some(1);
+                    p.listeners[0].max_connections = 1;
+                }),
+                format!("{socket}: group, max_connections"),
+            ),
+            (
+                changed(&|p| p.listeners[0].socket = "/run/b.sock".into()),
+                format!(
+                    "{socket} was removed: it serves nobody from now on, and goes with the next \
+                     restart; the socket /run/b.sock was added"
+                ),
+            ),
+            (
+                changed(&|p| p.metrics = Some(([127, 0, 0, 1], 1).into())),
+                "the address of [metrics] changed".into(),
+            ),
+            (
+                changed(&|p| p.workload_api.timeout = Duration::from_secs(1)),
+                "[workload_api] has another endpoint or timeout".into(),
+            ),
+            (
+                changed(&|p| {
+                    p.entra.ca_only = true;
+                    p.entra.proxy = Some("http://u:hunter2@h".parse().unwrap());
+                }),
+                "[entra]: ca_only, proxy".into(),
+            ),
+        ] {
+            assert_eq!(words, expected);
+        }
+    }
+
+    #[test]
+    fn a_socket_that_is_gone_serves_nobody_and_places_stay() {
+        let mut running = plan();
+        running.listeners.push(Listener {
+            socket: "/run/b.sock".into(),
+            ..running.listeners[0].clone()
+        });
+        let mut new = plan();
+        new.listeners = vec![
+            Listener {
+                socket: "/run/new.sock".into(),
+                ..new.listeners[0].clone()
+            },
+            Listener {
+                socket: "/run/b.sock".into(),
+                mode: 0o600,
+                identities: Some(["payments".to_owned()].into()),
+                ..new.listeners[0].clone()
+            },
+        ];
+        let in_force = new.for_sockets_of(&running);
+        assert_eq!(in_force.listeners.len(), 2);
+        assert_eq!(in_force.listeners[0].socket, running.listeners[0].socket);
+        assert_eq!(in_force.listeners[0].identities, Some(BTreeSet::new()));
+        assert_eq!(
+            in_force.listeners[1].mode, 0o666,
+            "the socket is as it was opened"
+        );
+        let payments = Some(["payments".to_owned()].into());
+        assert_eq!(in_force.listeners[1].identities, payments);
     }
 }

@@ -10,7 +10,7 @@ use super::{
     diagnostics::{Fault, Mistake},
     files::Files,
     raw::Table,
-    values,
+    urls, values,
 };
 
 /// What identities build on where they say nothing else.
@@ -19,6 +19,8 @@ pub(super) struct Defaults {
     pub(super) authority: Url,
     /// Missing where every identity must name its own.
     pub(super) tenant: Option<Arc<str>>,
+    /// Whether there is one with a mistake, which is no reason to complain about every identity.
+    pub(super) tenant_broken: bool,
     pub(super) audience: Arc<str>,
     pub(super) issuer: Option<Arc<str>>,
     pub(super) graph_endpoint: Url,
@@ -132,7 +134,7 @@ pub(super) fn endpoint_of(environment: &Environment) -> Result<Endpoint, Mistake
 /// An `issuer` key, with a warning where it will probably not match.
 pub(super) fn read_issuer(table: &mut Table<'_>, allow_http_loopback: bool) -> Option<Arc<str>> {
     let text = table.text("issuer")?;
-    let parsed = values::issuer(text.get_ref(), allow_http_loopback);
+    let parsed = urls::issuer(text.get_ref(), allow_http_loopback);
     let issuer = table.reading().keep(&text.span(), parsed)?;
     if issuer.ends_with('/') {
         table.reading().warn(
@@ -168,7 +170,7 @@ pub(super) fn entra(
     let mut chosen = Chosen::default();
     if let Some(table) = table {
         chosen = Chosen::read(table, allow_http_loopback);
-        entra.proxy = table.parsed("proxy", values::proxy);
+        entra.proxy = table.parsed("proxy", urls::proxy);
         (entra.ca_file, entra.ca_only) = ca(table, files, now);
     }
     let defaults = chosen.resolve(issuer)?;
@@ -181,6 +183,7 @@ struct Chosen {
     cloud: Option<Cloud>,
     authority: Option<Url>,
     tenant: Option<Arc<str>>,
+    tenant_given: bool,
     audience: Option<Arc<str>>,
     graph: Option<Url>,
     arm: Option<Url>,
@@ -188,12 +191,13 @@ struct Chosen {
 
 impl Chosen {
     fn read(table: &mut Table<'_>, allow_http_loopback: bool) -> Self {
-        let origin = |text: &str| values::origin(text, allow_http_loopback);
+        let origin = |text: &str| urls::origin(text, allow_http_loopback);
         let chosen = Self {
             cloud: table.parsed("cloud", Cloud::named),
             authority: table.parsed("authority", origin),
             tenant: table.parsed("tenant", values::tenant),
-            audience: table.parsed("audience", values::audience),
+            tenant_given: table.has("tenant"),
+            audience: table.parsed("audience", urls::audience),
             graph: table.parsed("graph_endpoint", origin),
             arm: table.parsed("arm_endpoint", origin),
         };
@@ -244,6 +248,7 @@ impl Chosen {
         let url = |text: &str| Url::parse(text).ok();
         Some(Defaults {
             authority: self.authority.or_else(|| url(hosts.authority))?,
+            tenant_broken: self.tenant_given && self.tenant.is_none(),
             tenant: self.tenant,
             audience: self.audience.unwrap_or_else(|| audience.into()),
             issuer,
@@ -282,11 +287,12 @@ fn ca(table: &mut Table<'_>, files: &Files, now: i64) -> (Option<std::path::Path
 
 pub(super) const ENDPOINT_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
-const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::testing::{Given, HEAD, IDENTITY, LISTEN, given, says};
 
     #[test]
     fn a_cloud_brings_its_hosts_and_its_audience() {
@@ -340,10 +346,11 @@ mod tests {
                 cloud.alias,
                 Some(cloud.graph),
                 Some(cloud.arm),
-            ] {
-                if let Some(text) = text {
-                    values::origin(text, false).unwrap();
-                }
+            ]
+            .into_iter()
+            .flatten()
+            {
+                urls::origin(text, false).unwrap();
             }
         }
     }
@@ -363,5 +370,181 @@ mod tests {
             defaults.graph_endpoint.as_str(),
             "https://graph.microsoft.us/"
         );
+    }
+
+    fn with(workload_api: &str, entra: &str) -> Given {
+        given(&format!(
+            "[workload_api]\n{workload_api}\n[entra]\ntenant = \"contoso.com\"\n{entra}\n{LISTEN}{IDENTITY}"
+        ))
+    }
+
+    const ENDPOINT: &str = "endpoint = \"unix:///run/spire/api.sock\"";
+
+    #[test]
+    fn the_endpoint_is_configured_or_in_the_environment() {
+        let api = with(ENDPOINT, "").fine().workload_api;
+        assert_eq!(api.endpoint, Endpoint::Unix("/run/spire/api.sock".into()));
+        // SPIRE's agent takes 30 seconds before it falls back to what it has.
+        assert!(api.timeout > Duration::from_secs(30) && api.timeout < MAX_TIMEOUT);
+        let variable = "unix:///run/other.sock";
+        let from_env = with("", "")
+            .variable(ENDPOINT_VARIABLE, variable)
+            .fine()
+            .workload_api;
+        assert_eq!(from_env.endpoint, Endpoint::Unix("/run/other.sock".into()));
+        // What is configured wins.
+        let both = with(ENDPOINT, "")
+            .variable(ENDPOINT_VARIABLE, variable)
+            .fine();
+        assert_eq!(both.workload_api.endpoint, api.endpoint);
+        says(
+            &with("", "").refused(),
+            "nothing says where the SPIFFE Workload API is",
+        );
+        let empty = with("", "").variable(ENDPOINT_VARIABLE, "").refused();
+        says(&empty, "nothing says where");
+        let bad = with("", "").variable(ENDPOINT_VARIABLE, "/run/x").refused();
+        says(&bad, "$SPIFFE_ENDPOINT_SOCKET: this is a path");
+        // A wrong endpoint is one mistake, not two.
+        says(
+            &with("endpoint = \"/run/x\"", "").refused(),
+            "write unix:///run/x",
+        );
+        let no_table = given(&format!("{LISTEN}{IDENTITY}tenant = \"contoso.com\"\n"));
+        no_table.variable(ENDPOINT_VARIABLE, variable).fine();
+    }
+
+    #[test]
+    fn the_workload_apis_timeout_has_bounds() {
+        let plan = with(&format!("{ENDPOINT}\ntimeout = \"2s\""), "").fine();
+        assert_eq!(plan.workload_api.timeout, Duration::from_secs(2));
+        let mistakes = with(&format!("{ENDPOINT}\ntimeout = \"2h\""), "").refused();
+        says(&mistakes, "write 100ms to 2m");
+        let mistakes = with(&format!("{ENDPOINT}\ntimout = \"2s\""), "").refused();
+        says(&mistakes, "did you mean `timeout`?");
+    }
+
+    #[test]
+    fn an_issuer_goes_to_every_identity_and_a_slash_is_worth_a_word() {
+        let issuer = |text: &str| with(&format!("{ENDPOINT}\nissuer = \"{text}\""), "");
+        let plan = issuer("https://Oidc.example.org/x").fine();
+        let issuers = plan.identities[0].trust.assertion.issuer.as_deref();
+        assert_eq!(issuers, Some("https://Oidc.example.org/x"));
+        says(
+            &issuer("https://oidc.example.org/").warnings(),
+            "ends in a slash",
+        );
+        says(
+            &issuer("http://oidc.example.org").refused(),
+            "https:// only",
+        );
+    }
+
+    #[test]
+    fn entra_is_what_was_written() {
+        let plan = with(
+            ENDPOINT,
+            "cloud = \"us-government\"\nproxy = \"http://u:hunter2@proxy:8080\"\n\
+             graph_endpoint = \"https://dod-graph.microsoft.us\"",
+        )
+        .fine();
+        let target = &plan.identities[0].trust.target;
+        assert_eq!(
+            target.authority.as_str(),
+            "https://login.microsoftonline.us/"
+        );
+        assert_eq!(&*target.tenant, "contoso.com");
+        let assertion = &plan.identities[0].trust.assertion;
+        assert_eq!(&*assertion.audience, "api://AzureADTokenExchangeUSGov");
+        assert_eq!(
+            plan.federation.graph_endpoint.as_str(),
+            "https://dod-graph.microsoft.us/"
+        );
+        assert_eq!(
+            plan.federation.arm_endpoint.as_str(),
+            "https://management.usgovcloudapi.net/"
+        );
+        assert_eq!(
+            plan.entra.proxy.as_ref().unwrap().password(),
+            Some("hunter2")
+        );
+        let shown = format!("{plan:?}");
+        assert!(
+            !shown.contains("hunter2") && shown.contains("http://proxy:8080/"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn entra_has_no_room_for_what_cannot_work() {
+        for (line, part) in [
+            ("cloud = \"germany\"", "there is no cloud `germany`"),
+            ("authority = \"http://login.example.org\"", "in the clear"),
+            ("authority = \"http://127.0.0.1:1\"", "allow_http_loopback"),
+            ("authority = \"https://h/tenant\"", "end after the host"),
+            ("audience = \"\"", "not empty"),
+            ("ca_only = true", "and there is none"),
+            ("ca_file = \"ca.pem\"", "no absolute path"),
+            ("ca_file = \"/does/not/exist.pem\"", "cannot be read"),
+            ("proxy = \"proxy:8080\"", "over http or https"),
+            ("graph_endpoint = \"https://h/v1.0\"", "end after the host"),
+            ("arm_endpoint = \"h\"", "no URL"),
+            ("clout = \"public\"", "did you mean `cloud`?"),
+            (
+                "cloud = \"china\"\nauthority = \"https://login.microsoftonline.us\"",
+                "the authority of cloud `us-government`",
+            ),
+        ] {
+            says(&with(ENDPOINT, line).refused(), part);
+        }
+        let tenant = given(&format!("{HEAD}{LISTEN}{IDENTITY}").replace("72f988bf", "x"));
+        says(&tenant.refused(), "neither a GUID nor a domain");
+    }
+
+    #[test]
+    fn http_on_loopback_is_for_those_who_ask_for_it() {
+        let plan = with(
+            ENDPOINT,
+            "authority = \"http://127.0.0.1:1\"\nallow_http_loopback = true",
+        )
+        .fine();
+        assert!(plan.entra.allow_http_loopback);
+        let target = &plan.identities[0].trust.target;
+        assert_eq!(target.authority.as_str(), "http://127.0.0.1:1/");
+    }
+
+    #[test]
+    fn another_clouds_audience_is_not_guessed_from_a_strangers_authority() {
+        let lines = "cloud = \"china\"\nauthority = \"https://login.example.org\"";
+        says(
+            &with(ENDPOINT, lines).warnings(),
+            "the audience defaults to",
+        );
+        with(ENDPOINT, &format!("{lines}\naudience = \"x\"")).fine();
+    }
+
+    #[test]
+    fn a_ca_file_is_read_and_belongs_to_nobody_else() {
+        let with_ca = |pem: &str, more: &str| {
+            let given = with(ENDPOINT, "").file("ca.pem", pem);
+            let line = format!(
+                "[entra]\nca_file = \"{}\"\n{more}",
+                given.path("ca.pem").display()
+            );
+            let text = std::fs::read_to_string(given.path("config.toml")).unwrap();
+            given.file("config.toml", &text.replace("[entra]\n", &line))
+        };
+        let root = include_str!("testdata/root.pem");
+        let given = with_ca(root, "ca_only = true\n");
+        let plan = given.fine();
+        assert_eq!(plan.entra.ca_file, Some(given.path("ca.pem")));
+        assert!(plan.entra.ca_only);
+        let leaf = with_ca(include_str!("testdata/leaf.pem"), "");
+        says(&leaf.warnings(), "`CN=Test Leaf` is no CA's");
+        says(&with_ca("", "").refused(), "holds no certificate");
+        let open = with_ca(root, "");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o646);
+        std::fs::set_permissions(open.path("ca.pem"), mode).unwrap();
+        says(&open.refused(), "everybody can write the file");
     }
 }

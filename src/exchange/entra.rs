@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use self::{answer::Reply, asked::Asked};
 use super::{Exchange, ExchangeError, ExchangeRequest, IssuedToken, TokenExchange};
-use crate::{config, report::Report, time::Clock};
+use crate::{exchange::settings::Settings, report::Report, time::Clock};
 
 /// RFC 7523 has it so; drafts that profile SPIFFE for OAuth may bring another.
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -65,13 +65,13 @@ pub struct EntraExchange {
 
 impl EntraExchange {
     /// Prepares the client. Reads the CA file; connects to nothing.
-    pub fn new(config: &config::Entra, clock: Clock) -> Result<Self, Box<Report>> {
+    pub fn new(config: &Settings, clock: Clock) -> Result<Self, Box<Report>> {
         Self::with_deadlines(config, clock, Deadlines::default())
     }
 
     /// The same with other [`Deadlines`].
     pub fn with_deadlines(
-        config: &config::Entra,
+        config: &Settings,
         clock: Clock,
         deadlines: Deadlines,
     ) -> Result<Self, Box<Report>> {
@@ -184,7 +184,7 @@ fn client(deadlines: Deadlines) -> ClientBuilder {
 }
 
 /// Adds the configured certificate authorities to the system's, or puts them in their place.
-fn trust(builder: ClientBuilder, config: &config::Entra) -> Result<ClientBuilder, Box<Report>> {
+fn trust(builder: ClientBuilder, config: &Settings) -> Result<ClientBuilder, Box<Report>> {
     let Some(path) = &config.ca_file else {
         // Not the system's instead: whoever wants a CA of his own wants no other.
         return if config.ca_only {
@@ -370,10 +370,10 @@ mod tests {
     const TOKEN: &str = r#"{"token_type":"Bearer","expires_in":3599,"access_token":"opaque"}"#;
 
     /// Trusts one private CA, so that the tests need no CA store, and talks to loopback in clear.
-    fn config(folder: &Path) -> config::Entra {
+    fn config(folder: &Path) -> Settings {
         let ca_file = folder.join("ca.pem");
         lab::Ca::new().unwrap().write(&ca_file).unwrap();
-        config::Entra {
+        Settings {
             ca_file: Some(ca_file),
             ca_only: true,
             proxy: None,
@@ -624,7 +624,7 @@ mod tests {
     #[tokio::test]
     async fn an_assertion_never_travels_in_clear() {
         let folder = tempfile::tempdir().unwrap();
-        let strict = config::Entra {
+        let strict = Settings {
             allow_http_loopback: false,
             ..config(folder.path())
         };
@@ -676,7 +676,7 @@ mod tests {
     fn ca_files_are_checked_at_the_start() {
         let folder = tempfile::tempdir().unwrap();
         let good = config(folder.path());
-        let code = |config: &config::Entra| {
+        let code = |config: &Settings| {
             let report = EntraExchange::new(config, Clock::system())
                 .map(|_| ())
                 .unwrap_err();
@@ -710,7 +710,7 @@ mod tests {
     #[test]
     fn without_a_ca_store_the_cure_is_told() {
         const CHILD: &str = "SPIFFE_ENTRA_TEST_WITHOUT_CA_STORE";
-        let config = config::Entra {
+        let config = Settings {
             ca_file: None,
             ca_only: false,
             proxy: None,

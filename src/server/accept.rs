@@ -360,3 +360,31 @@ const WINDOW: u32 = 64 * 1024;
 /// How often an HTTP/2 peer is asked whether it is there, and how long it may take to say so.
 const PING: Duration = Duration::from_secs(60);
 const PONG: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shortage_is_waited_out_and_a_lost_caller_is_not() {
+        let mut backoff = Backoff::default();
+        let begin = Instant::now();
+        let lost = io::Error::from_raw_os_error(libc::ECONNABORTED);
+        backoff.after(&lost).await;
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        let shortage = io::Error::from_raw_os_error(libc::EMFILE);
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            let begin = Instant::now();
+            backoff.after(&shortage).await;
+            waits.push(begin.elapsed().as_millis());
+        }
+        assert_eq!(waits, [10, 20, 40, 80, 160, 320, 640, 1280, 1280, 1280]);
+    }
+
+    #[test]
+    fn causes_are_told() {
+        let cause = io::Error::other(io::Error::other("malformed authority"));
+        assert!(chain(&cause).contains("malformed authority"));
+    }
+}

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -32,6 +32,8 @@ pub struct Account {
     pub(super) trust: Trust,
     pub(super) shared: Arc<Shared>,
     pub(super) allowance: Allowance,
+    /// Exchanges in flight: one identity's that hang leave room for the others'.
+    pub(super) flights: Semaphore,
     keeper: Keeper,
     keys: RwLock<Keys>,
     /// Why no token is served, while SPIRE or Entra has withdrawn its consent.
@@ -55,6 +57,7 @@ impl Account {
         Self {
             trust,
             allowance: Allowance::new(shared.limits().exchanges_per_minute, now),
+            flights: Semaphore::new(FLIGHTS_PER_ACCOUNT),
             keeper: Keeper::new(
                 shared.clock.clone(),
                 Arc::clone(&shared.source),
@@ -266,16 +269,27 @@ impl Account {
         *self.revoked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&report));
         let until = self.shared.clock.now().after(schedule::REMEMBER_PERMANENT);
         for entry in self.entries() {
-            entry.state.send_modify(|state| {
-                if state.token.take().is_some() {
+            let withdrawn = entry.state.send_if_modified(|state| {
+                let withdrawn = state.token.take().is_some();
+                if withdrawn {
+                    // No renewal is planned: SPIRE is asked on behalf of all keys.
+                    state.next = None;
+                }
+                // What SPIRE said holds for every key; what Entra said about one may not hold for
+                // another (a policy can be about a resource), so that one is asked about anew.
+                if withdrawn && report.retryable {
                     state.failure = Some(Failure {
                         report: Arc::clone(&report),
                         until,
-                        permanent: !report.retryable,
+                        permanent: false,
                         slow: true,
                     });
                 }
+                withdrawn
             });
+            if withdrawn && !report.retryable {
+                entry.want.notify_one();
+            }
         }
         tracing::warn!(
             subject = %self.trust.assertion.subject,
@@ -356,11 +370,14 @@ impl Account {
         keys.plain.get(scope).map(Arc::clone)
     }
 
-    fn plain_entries(&self) -> Vec<Arc<Entry>> {
+    /// The keys without a claims challenge: those that are kept fresh and shown.
+    pub(super) fn plain_entries(&self) -> Vec<Arc<Entry>> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.plain.values().map(Arc::clone).collect()
     }
 }
+
+const FLIGHTS_PER_ACCOUNT: usize = 8;
 
 fn too_many_resources(limit: usize) -> Report {
     let mut report = Report::transient(

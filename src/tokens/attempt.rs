@@ -56,6 +56,7 @@ async fn post(
 ) -> Result<(IssuedToken, Moment), AttemptError> {
     let shared = &account.shared;
     let target = &account.trust.target;
+    let _own = account.flights.acquire().await;
     let _flight = shared.flights.acquire().await;
     let now = shared.clock.now();
     if let Some(left) = shared.throttles.remaining(target, now) {

@@ -191,10 +191,9 @@ impl Keeper {
     /// Seconds the one at hand has left.
     pub(super) fn expires_in(&self) -> Option<u64> {
         let now = self.clock.now();
-        self.state()
-            .current
-            .as_ref()
-            .map(|held| held.expiry.remaining(now).as_secs())
+        let state = self.state();
+        let left = state.current.as_ref()?.expiry.remaining(now).as_secs();
+        (left > 0).then_some(left)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -22,7 +22,6 @@ mod parts;
 #[allow(dead_code, reason = "the tests with SPIRE use all of it")]
 mod process;
 #[path = "../support/mod.rs"]
-#[allow(unreachable_pub, reason = "written for all test programs")]
 mod support;
 
 use std::process::Command;

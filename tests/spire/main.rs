@@ -18,7 +18,6 @@ mod mesh;
 mod parts;
 mod process;
 #[path = "../support/mod.rs"]
-#[allow(unreachable_pub, reason = "written for all test programs")]
 mod support;
 mod svid;
 mod tls;

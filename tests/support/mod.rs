@@ -1,5 +1,7 @@
 //! Runs the real daemon against the lab and talks to it as a client would: over its socket.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of every test binary")]
+#![allow(clippy::disallowed_methods, reason = "waits in real time")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -47,6 +49,10 @@ pub struct Start {
     pub env: Vec<(String, String)>,
     /// Under which uid, when the test is root.
     pub uid: Option<u32>,
+    /// Where the socket is to be, when not in the daemon's own folder.
+    pub at: Option<PathBuf>,
+    /// What is run with the program's command line behind its own. `SOCKET` stands for the path.
+    pub launcher: Vec<String>,
 }
 
 impl Start {
@@ -57,6 +63,8 @@ impl Start {
             args: Vec::new(),
             env: Vec::new(),
             uid: None,
+            at: None,
+            launcher: Vec::new(),
         }
     }
 
@@ -67,6 +75,18 @@ impl Start {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Puts the socket elsewhere.
+    pub fn socket(mut self, path: &Path) -> Self {
+        self.at = Some(path.to_owned());
+        self
+    }
+
+    /// Starts it by way of another program that ends in exec.
+    pub fn launcher(mut self, command: &[&str]) -> Self {
+        self.launcher = command.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -83,7 +103,10 @@ impl Start {
     pub fn spawn(self) -> Daemon {
         let folder = tempfile::Builder::new().prefix("se-").tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let socket = folder.path().join("run").join("s");
+        let socket = self
+            .at
+            .clone()
+            .unwrap_or_else(|| folder.path().join("run").join("s"));
         let config = folder.path().join("config.toml");
         fs::write(
             &config,
@@ -91,7 +114,20 @@ impl Start {
         )
         .unwrap();
         let log = fs::File::create(folder.path().join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_spiffe-entra"));
+        let mut words: Vec<String> = self
+            .launcher
+            .iter()
+            .map(|word| {
+                if word == "SOCKET" {
+                    socket.display().to_string()
+                } else {
+                    word.clone()
+                }
+            })
+            .collect();
+        words.push(env!("CARGO_BIN_EXE_spiffe-entra").into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         command
             .arg("run")
             .args(&self.args)
@@ -155,7 +191,8 @@ impl Daemon {
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let start = Instant::now();
         while !condition() {
-            if let Some(status) = self.child.lock().unwrap().try_wait().unwrap() {
+            let ended = self.child.lock().unwrap().try_wait().unwrap();
+            if let Some(status) = ended {
                 panic!("the daemon ended ({status}) before: {what}\n{}", self.log());
             }
             assert!(
@@ -171,7 +208,8 @@ impl Daemon {
     pub fn wait(&self) -> i32 {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.child.lock().unwrap().try_wait().unwrap() {
+            let ended = self.child.lock().unwrap().try_wait().unwrap();
+            if let Some(status) = ended {
                 return status.code().unwrap_or(-1);
             }
             assert!(
@@ -201,7 +239,9 @@ impl Daemon {
         )
         .unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        stream
+            .read_to_string(&mut answer)
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.log()));
         let response = Response::parse(&answer);
         if let Some(token) = response.json().get("access_token").and_then(Value::as_str) {
             self.secret(token);
@@ -380,4 +420,44 @@ pub fn get_as(uid: u32, socket: &Path, target: &str) -> Response {
         String::from_utf8_lossy(&output.stderr)
     );
     Response::parse(&String::from_utf8(output.stdout).unwrap())
+}
+
+/// Asks many times at once as one user: all connect, then all ask, then all listen.
+pub fn crowd(uid: u32, socket: &Path, target: &str, size: usize) -> Vec<Response> {
+    let script = "import resource,socket,sys\n\
+        hard=resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n\
+        resource.setrlimit(resource.RLIMIT_NOFILE,(hard,hard))\n\
+        peers=[]\n\
+        for _ in range(int(sys.argv[3])):\n\
+        \x20 s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); peers.append(s)\n\
+        for s in peers:\n\
+        \x20 s.sendall(('GET '+sys.argv[2]+' HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n').encode())\n\
+        for s in peers:\n\
+        \x20 out=b''.join(iter(lambda: s.recv(65536), b''))\n\
+        \x20 sys.stdout.buffer.write(len(out).to_bytes(4,'big')+out)";
+    let mut command = Command::new("python3");
+    command
+        .args(["-c", script])
+        .arg(socket)
+        .arg(target)
+        .arg(size.to_string())
+        .current_dir("/");
+    if is_root() {
+        command.uid(uid).gid(uid);
+    }
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut rest = output.stdout.as_slice();
+    let mut answers = Vec::new();
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        let (answer, behind) = behind.split_at(u32::from_be_bytes(*length) as usize);
+        answers.push(Response::parse(std::str::from_utf8(answer).unwrap()));
+        rest = behind;
+    }
+    assert_eq!(answers.len(), size);
+    answers
 }

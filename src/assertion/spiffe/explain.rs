@@ -8,8 +8,8 @@ use ::spiffe::{
 };
 
 use crate::{
+    assertion::endpoint::Endpoint,
     assertion::{AssertionError, AssertionErrorKind},
-    config::Endpoint,
     id::SpiffeId,
     report::Report,
 };

@@ -69,6 +69,23 @@ async fn a_disabled_client_ends_all_its_tokens_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_denial_about_one_resource_costs_the_others_an_exchange() {
+    let world = World::new();
+    world.get().await.unwrap();
+    sleep(MIN * 10).await;
+    world.account.token(&graph(), None).await.unwrap();
+    {
+        let mut script = world.entra.script.lock().unwrap();
+        script.fails = Some(error(Class::Denied));
+        script.times = Some(1);
+    }
+    sleep(MIN * 17 + SEC * 5).await;
+    assert_eq!(world.get().await.unwrap_err().code, "AADSTS7000112");
+    let served = world.account.token(&graph(), None).await.unwrap();
+    assert!(served.expires_in > 3500, "asked about anew");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lagging_replica_takes_no_token_away_but_a_removed_credential_does() {
     let world = World::new();
     let first = world.get().await.unwrap();

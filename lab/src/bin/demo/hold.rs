@@ -23,8 +23,8 @@ pub(crate) fn explain(stage: &Stage, program: &Path, teller: &Teller) -> Result<
         ),
         format!("curl --unix-socket {socket} http://localhost/v1/identities"),
         format!(
-            "grpcurl -plaintext -unix -authority localhost -d '{{\"resource\":\"{RESOURCE}\",\"identity\":\"payments\"}}' \\\n    \
-             {socket} spiffe_entra.v1.TokenService/WatchToken"
+            "grpcurl -plaintext -authority localhost -d '{{\"resource\":\"{RESOURCE}\",\"identity\":\"payments\"}}' \\\n    \
+             unix://{socket} spiffe_entra.v1.TokenService/WatchToken"
         ),
         format!("less {}", stage.daemon.config().display()),
         format!("tail -f {}", stage.daemon.log().display()),
