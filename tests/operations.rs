@@ -214,7 +214,7 @@ async fn what_waits_for_a_restart_is_said_and_not_shown() {
     assert_eq!(daemon.token(VAULT).status, 200);
 
     // Each mistake of a refused reload is one line of the log.
-    daemon.configure(&(config.clone() + "[limits]\ndrian = 1\nrevoke_atfer = 2\n"));
+    daemon.configure(&(config + "[limits]\ndrian = 1\nrevoke_atfer = 2\n"));
     daemon.signal(Signal::SIGHUP);
     daemon.until_logged(&["reload refused", "stays in force"]);
     let log = daemon.log();

@@ -81,7 +81,11 @@ async fn nothing_that_is_printed_holds_a_secret() {
     entra.throttle(Some(1)).times(1);
     looked_at(&daemon, &format!("/v1/token?{VAULT}&identity=orders"));
     entra.clear();
-    world.workload.faults().wrong_subject("spiffe://example.org/evil").times(1);
+    world
+        .workload
+        .faults()
+        .wrong_subject("spiffe://example.org/evil")
+        .times(1);
     looked_at(&daemon, "/readyz/orders");
     world.workload.faults().malformed().times(1);
     looked_at(
