@@ -23,7 +23,6 @@ use crate::{
     assertion::AssertionSource,
     config::{Limits, Trust},
     exchange::TokenExchange,
-    id::Scope,
     metrics::Metrics,
     secret::Secret,
     time::{Clock, Expiry, Moment},
@@ -80,8 +79,6 @@ struct Rules {
 pub struct CachedToken {
     /// The bearer token.
     pub access_token: Secret,
-    /// The scope it was asked for.
-    pub scope: Scope,
     /// Entra's id of the exchange.
     pub correlation_id: Option<Arc<str>>,
     /// Its `uti` claim.

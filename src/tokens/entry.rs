@@ -246,15 +246,9 @@ impl Served {
 }
 
 impl CachedToken {
-    pub(super) fn new(
-        issued: crate::exchange::IssuedToken,
-        scope: Scope,
-        started: Moment,
-        number: u64,
-    ) -> Self {
+    pub(super) fn new(issued: crate::exchange::IssuedToken, started: Moment, number: u64) -> Self {
         Self {
             access_token: issued.access_token,
-            scope,
             correlation_id: issued.correlation_id,
             uti: issued.uti,
             // Counted from before the request: Entra's clock started no earlier.

@@ -185,7 +185,7 @@ fn settle(
                 }
                 state.successes += 1;
                 let number = state.successes;
-                let token = CachedToken::new(issued, entry.scope.clone(), started, number);
+                let token = CachedToken::new(issued, started, number);
                 state.token = Some(Arc::new(token));
                 state.failure = None;
                 state.trying = false;
