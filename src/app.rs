@@ -1,6 +1,8 @@
 //! Wires the stages into the daemon; the only module that imports everything.
 
-use std::{collections::HashSet, os::unix::net::UnixListener, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashSet, os::unix::net::UnixListener, path::PathBuf, sync::Arc, time::Duration,
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -11,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     assertion::spiffe::SpiffeSource,
-    config::{self, Environment, Plan},
+    config::{self, Plan},
     exchange::entra::EntraExchange,
     metrics::{Metrics, Outcome},
     policy::Policy,
@@ -21,6 +23,7 @@ use crate::{
 };
 
 mod patrol;
+mod plans;
 
 /// What `spiffe-entra run` was told.
 #[derive(Debug)]
@@ -48,6 +51,17 @@ pub enum RunError {
     /// What the operator wrote is wrong: exit code 2.
     #[error("{0}")]
     Config(String),
+    /// The same, place by place.
+    #[error("{0}")]
+    Mistakes(config::Mistakes),
+    /// Every identity has a mistake, or there is none.
+    #[error("{mistakes}\nno identity is left to serve in {}: add an [[identity]] or mend those above", path.display())]
+    NoIdentity {
+        /// What is wrong with each.
+        mistakes: config::Mistakes,
+        /// The configuration file.
+        path: PathBuf,
+    },
     /// Anything else.
     #[error("{0}")]
     Failed(String),
@@ -91,7 +105,7 @@ impl Daemon {
             inherited,
         } = options;
         let clock = Clock::system();
-        let plan = Arc::new(first_plan(&config, strict, &clock).await?);
+        let plan = Arc::new(plans::first(&config, strict, &clock).await?);
         let endpoint = plan.workload_api.endpoint.clone();
         let source =
             SpiffeSource::with_deadline(endpoint, clock.clone(), plan.workload_api.timeout);
@@ -205,7 +219,7 @@ impl Daemon {
                 for change in running.plan.diff_needs_restart(&plan) {
                     tracing::warn!(change, "takes effect at the next restart only");
                 }
-                let plan = Arc::new(plan.for_sockets_of(&running.plan));
+                let plan = Arc::new(plan.for_process_of(&running.plan));
                 let live = in_force(&plan, &self.tokens, running.generation + 1);
                 // First what new requests see, then the end of what nothing rests on any more.
                 self.live.send_replace(Arc::new(live));
@@ -216,10 +230,16 @@ impl Daemon {
                 "ok"
             }
             Err(error) => {
-                // One event a mistake: a line break would be escaped in it.
-                let text = error.to_string();
-                for line in text.lines().filter(|line| !line.trim().is_empty()) {
-                    tracing::error!("reload refused: {line}");
+                match &error {
+                    // One event a mistake, as a quarantined identity's are told.
+                    RunError::Mistakes(mistakes) | RunError::NoIdentity { mistakes, .. } => {
+                        for mistake in mistakes.iter() {
+                            tracing::error!("reload refused: {mistake}");
+                        }
+                    }
+                    RunError::Config(text) | RunError::Failed(text) => {
+                        tracing::error!("reload refused: {text}");
+                    }
                 }
                 tracing::error!("reload refused: the configuration before it stays in force");
                 "refused"
@@ -237,7 +257,7 @@ impl Daemon {
             ConfigSource::File(path) => {
                 let (path, strict) = (path.clone(), self.strict);
                 // Thousands of identities take a while to read; callers do not wait for it.
-                tokio::task::spawn_blocking(move || from_file(&path, strict))
+                tokio::task::spawn_blocking(move || plans::from_file(&path, strict))
                     .await
                     .map_err(|panic| RunError::Failed(panic.to_string()))?
             }
@@ -255,38 +275,6 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
-}
-
-async fn first_plan(source: &ConfigSource, strict: bool, clock: &Clock) -> Result<Plan, RunError> {
-    match source {
-        ConfigSource::File(path) => from_file(path, strict),
-        ConfigSource::Environment => patrol::from_environment(clock).await,
-    }
-}
-
-fn from_file(path: &std::path::Path, strict: bool) -> Result<Plan, RunError> {
-    let wrong = |mistakes: config::Mistakes| RunError::Config(mistakes.to_string());
-    let plan = config::load_in(path, &Environment::system()).map_err(wrong)?;
-    let plan = if strict {
-        plan.strict().map_err(wrong)?
-    } else {
-        plan
-    };
-    if plan.identities.is_empty() {
-        let mistakes: Vec<_> = plan
-            .quarantined
-            .iter()
-            .flat_map(|quarantined| &quarantined.mistakes)
-            .collect();
-        let mistakes = mistakes
-            .into_iter()
-            .fold(String::new(), |all, one| all + one + "\n");
-        return Err(RunError::Config(format!(
-            "{mistakes}no identity is left to serve in {}: add an [[identity]] or mend those above",
-            path.display()
-        )));
-    }
-    Ok(plan)
 }
 
 /// Opens every socket of a plan: those that systemd handed over, and the rest by ourselves.
@@ -348,7 +336,7 @@ fn summary(plan: &Plan) -> String {
 }
 
 /// Whether the end came within `time`.
-async fn cancelled_within(stop: &CancellationToken, time: std::time::Duration) -> bool {
+async fn cancelled_within(stop: &CancellationToken, time: Duration) -> bool {
     tokio::time::timeout(time, stop.cancelled()).await.is_ok()
 }
 

@@ -79,6 +79,13 @@ impl Metrics {
             "Reloads of the configuration",
             metrics.reloads.clone(),
         );
+        // Born at zero, so that the first refusal is an increase.
+        for outcome in ["ok", "refused"] {
+            metrics
+                .reloads
+                .get_or_create(&Outcome::of(outcome))
+                .inc_by(0);
+        }
         (metrics, Arc::new(registry))
     }
 }

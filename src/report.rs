@@ -57,6 +57,15 @@ impl Report {
         }
     }
 
+    /// The code as a label of metrics: only codes that are written in the program, for whoever
+    /// answers as Entra must not be able to make up any number of labels.
+    pub fn label(&self) -> &'static str {
+        match self.code {
+            Cow::Borrowed(code) => code,
+            Cow::Owned(_) => "AADSTS-other",
+        }
+    }
+
     /// Whether one of the daemon's own limits was met: its code begins with `limit-`.
     pub fn is_limit(&self) -> bool {
         self.code.starts_with("limit-")

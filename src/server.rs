@@ -39,6 +39,8 @@ use crate::{
 
 mod accept;
 pub mod activation;
+mod activity;
+mod attend;
 mod audit;
 pub mod bind;
 mod connection;

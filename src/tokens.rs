@@ -1,7 +1,7 @@
 //! The token cache: one task a live key, a `watch` channel to read it.
 //!
 //! An [`Account`] is everything that rests on one [`Trust`]: its JWT-SVID (`keeper`) and a key for
-//! each resource asked for (`entry`, driven by `worker`). [`Tokens`] holds the accounts. Nothing
+//! each resource asked for (`keys`, each an `entry` driven by its `worker`). [`Tokens`] holds the accounts. Nothing
 //! crosses from one account to another but Entra's wish to be left alone (`limits`).
 
 use std::{
@@ -23,7 +23,6 @@ use crate::{
     assertion::AssertionSource,
     config::{Limits, Trust},
     exchange::TokenExchange,
-    id::Scope,
     metrics::Metrics,
     secret::Secret,
     time::{Clock, Expiry, Moment},
@@ -34,6 +33,7 @@ mod attempt;
 mod consent;
 mod entry;
 mod keeper;
+mod keys;
 mod limits;
 mod schedule;
 mod snapshot;
@@ -79,8 +79,6 @@ struct Rules {
 pub struct CachedToken {
     /// The bearer token.
     pub access_token: Secret,
-    /// The scope it was asked for.
-    pub scope: Scope,
     /// Entra's id of the exchange.
     pub correlation_id: Option<Arc<str>>,
     /// Its `uti` claim.

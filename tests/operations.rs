@@ -188,3 +188,85 @@ async fn the_process_keeps_its_memory_to_itself() {
     daemon.token(VAULT).access_token();
     daemon.assert_no_secret_in("argv", &argv);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_restart_is_said_and_not_shown() {
+    let world = lab::World::start().await.unwrap();
+    let payments = world.identity(PAYMENTS).add().unwrap();
+    let config = lab_config(&world)
+        + &identity_config("payments", PAYMENTS, payments.client.client_id(), &me());
+    let daemon = Start::new(&config).run();
+    let used = world.workload.endpoint();
+    daemon.configure(&config.replace(&used, "unix:///nowhere/api.sock"));
+    for time in 1..=2 {
+        daemon.signal(Signal::SIGHUP);
+        daemon.until("it is said each time", || {
+            daemon
+                .log()
+                .matches("takes effect at the next restart only")
+                .count()
+                == time
+        });
+    }
+    let status = daemon.get("/v1/status").json();
+    assert_eq!(status["workload_api"]["endpoint"], used.as_str());
+    assert_eq!(status["workload_api"]["reachable"], true);
+    assert_eq!(daemon.token(VAULT).status, 200);
+
+    // Each mistake of a refused reload is one line of the log.
+    daemon.configure(&(config + "[limits]\ndrian = 1\nrevoke_atfer = 2\n"));
+    daemon.signal(Signal::SIGHUP);
+    daemon.until_logged(&["reload refused", "stays in force"]);
+    let log = daemon.log();
+    let refused: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("reload refused"))
+        .collect();
+    assert_eq!(refused.len(), 3, "{refused:#?}");
+    assert!(
+        refused[0].contains("drian") && refused[1].contains("revoke_atfer"),
+        "{refused:#?}"
+    );
+    assert!(
+        daemon
+            .get("/metrics")
+            .body
+            .contains("spiffe_entra_reloads_total{outcome=\"refused\"} 1")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxy_variables_are_honoured() {
+    let world = lab::World::start().await.unwrap();
+    let payments = world.identity(PAYMENTS).add().unwrap();
+    let config = lab_config(&world)
+        + &identity_config("payments", PAYMENTS, payments.client.client_id(), &me());
+    let proxy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", proxy.local_addr().unwrap());
+    let asked = std::thread::spawn(move || {
+        let (mut stream, _) = proxy.accept().unwrap();
+        let mut buffer = [0; 1024];
+        let length = std::io::Read::read(&mut stream, &mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    });
+    let daemon = Start::new(&config)
+        .env("HTTPS_PROXY", &address)
+        .env("NO_PROXY", "")
+        .run();
+    let answer = daemon.token(VAULT);
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    let authority = world.authority().replace("https://", "");
+    assert!(
+        asked
+            .join()
+            .unwrap()
+            .starts_with(&format!("CONNECT {authority} HTTP/1.1"))
+    );
+    assert_eq!(world.entra.exchanges(), 0);
+
+    let direct = Start::new(&config)
+        .env("HTTPS_PROXY", &address)
+        .env("NO_PROXY", "localhost")
+        .run();
+    assert_eq!(direct.token(VAULT).status, 200);
+}

@@ -326,6 +326,8 @@ impl Connection {
             .map_err(|error| io_error(target)(io::Error::other(error)))?;
         let asked = Instant::now();
         let exchange = async {
+            // It is that a moment after the last answer.
+            self.sender.ready().await?;
             let (head, body) = self.sender.send_request(request).await?.into_parts();
             let body = body.collect().await?.to_bytes();
             Ok(Answer {

@@ -7,12 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{RunError, cancelled_within};
-use crate::{
-    assertion::spiffe::SpiffeSource,
-    config::{self, Environment, Plan},
-    server::Live,
-    time::Clock,
-};
+use crate::server::Live;
 
 /// Goes round for ever: one identity after the other, spread over a round, so that a start with
 /// ten thousand of them is no storm on the agent.
@@ -53,40 +48,8 @@ pub(super) async fn run(
     }
 }
 
-/// The plan of `run --from-env`. Where `SPIFFE_ID` is not set, the agent decides who we are: it is
-/// waited for, and must give exactly one SVID.
-pub(super) async fn from_environment(clock: &Clock) -> Result<Plan, RunError> {
-    let wanted = config::from_env(&Environment::system())
-        .map_err(|mistakes| RunError::Config(mistakes.to_string()))?;
-    if let Some(subject) = wanted.subject.clone() {
-        return Ok(wanted.with_subject(subject));
-    }
-    let source = SpiffeSource::new(wanted.workload_api.endpoint.clone(), clock.clone());
-    loop {
-        match source.only_identity(&wanted.audience).await {
-            Ok(subject) => {
-                tracing::info!(%subject, "the agent's only SVID is the identity");
-                return Ok(wanted.with_subject(subject));
-            }
-            Err(error) if error.is_transient() => {
-                let report = error.report;
-                tracing::warn!(code = %report.code, detail = %report.detail, fix = %report.fix, "waiting for the agent");
-                tokio::time::sleep(AGENT_RETRY).await;
-            }
-            Err(error) => {
-                let report = error.report;
-                return Err(RunError::Failed(format!(
-                    "{}; {}",
-                    report.detail, report.fix
-                )));
-            }
-        }
-    }
-}
-
 const FIRST_ROUND: Duration = Duration::from_secs(1);
 /// How long a round through all identities takes at least, and the pause after it.
 const ROUND: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
-const AGENT_RETRY: Duration = Duration::from_secs(2);

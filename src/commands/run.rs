@@ -27,7 +27,7 @@ pub(super) async fn run(
         inherited,
     };
     app::run(options).await.map_err(|error| match error {
-        RunError::Config(mistakes) => super::mistaken(&mistakes),
         RunError::Failed(text) => Failure::Failed(text),
+        wrong => super::mistaken(&wrong.to_string()),
     })
 }

@@ -37,9 +37,14 @@ impl Plan {
         words
     }
 
-    /// This plan for a process that runs `running`: with the sockets that are open, in their
-    /// order, each serving what this plan says. A socket that this plan has no more serves nobody.
-    pub fn for_sockets_of(mut self, running: &Self) -> Self {
+    /// This plan for a process that runs `running`: with what was opened and built at its start,
+    /// so that nothing is shown that is not so, and a change that waits for a restart is told at
+    /// each reload. The sockets stay in their order, each serving what this plan says; one that this
+    /// plan has no more serves nobody.
+    pub fn for_process_of(mut self, running: &Self) -> Self {
+        self.workload_api = running.workload_api.clone();
+        self.entra = running.entra.clone();
+        self.metrics = running.metrics;
         let listeners = running.listeners.iter().map(|open| {
             let identities = match self.listener_at(&open.socket) {
                 Some(planned) => planned.identities.clone(),
@@ -172,6 +177,20 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_a_restart_is_told_at_each_reload() {
+        let running = plan();
+        let mut new = plan();
+        new.workload_api.endpoint = crate::config::Endpoint::Unix("/run/other.sock".into());
+        new.entra.ca_only = true;
+        new.metrics = Some("127.0.0.1:9999".parse().unwrap());
+        let told = running.diff_needs_restart(&new);
+        assert_eq!(told.len(), 3, "{told:?}");
+        let in_force = new.clone().for_process_of(&running);
+        assert_eq!(in_force.workload_api, running.workload_api);
+        assert_eq!(in_force.diff_needs_restart(&new), told);
+    }
+
+    #[test]
     fn a_socket_that_is_gone_serves_nobody_and_places_stay() {
         let mut running = plan();
         running.listeners.push(Listener {
@@ -191,7 +210,7 @@ mod tests {
                 ..new.listeners[0].clone()
             },
         ];
-        let in_force = new.for_sockets_of(&running);
+        let in_force = new.for_process_of(&running);
         assert_eq!(in_force.listeners.len(), 2);
         assert_eq!(in_force.listeners[0].socket, running.listeners[0].socket);
         assert_eq!(in_force.listeners[0].identities, Some(BTreeSet::new()));

@@ -1,19 +1,8 @@
-//! The accept loop of a socket, and the life of each connection.
+//! The accept loop of a socket: who is let in, and with what. What comes then is in [`attend`].
 //!
-//! A connection is one task. It is told what concerns it by its [`Slot`]: a reload, the end, or that
-//! somebody else needs the place. What it does itself is watch the time (see
-//! [`super::limits::Activity`]): a request must come within ten seconds of its first byte, and after
-//! five minutes without one the connection is closed.
+//! [`attend`]: super::attend
 
-use std::{
-    future::{Future, poll_fn},
-    io,
-    path::Path,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{future::Future, io, path::Path, sync::Arc, time::Duration};
 
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -22,21 +11,20 @@ use hyper_util::{
 use tokio::{
     net::{UnixListener, UnixStream},
     task::JoinSet,
-    time::{Instant, Sleep, interval, sleep, timeout},
+    time::{interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Inner,
+    activity::Watched,
+    attend::{MINUTE, attend},
     audit::Refusal,
     bind::Bound,
-    connection::Connection,
+    connection::{Connection, View},
     grpc,
     http::Service,
-    limits::{
-        Caps, Crowded, Gate, HEAD_LIMIT, HEAD_SIZE_LIMIT, IDLE_MINUTES, Order, Permit,
-        STREAM_LIMIT, Slot, Watched,
-    },
+    limits::{Caps, Crowded, Gate, HEAD_SIZE_LIMIT, Order, Permit, STREAM_LIMIT},
     problem::Problem,
 };
 use crate::caller::Caller;
@@ -145,16 +133,11 @@ impl Door {
     }
 
     fn caps(&self, caller: &Caller) -> Caps {
-        let live = self.server.live.borrow();
-        let listener = live
-            .plan
-            .listeners
-            .iter()
-            .find(|l| *l.socket == *self.socket);
+        let view = View::of(self.server.live(), &self.socket);
         Caps::new(
-            listener.map_or(0, |l| l.max_connections),
-            live.plan.limits.connections_per_uid,
-            live.policy.is_admin(caller),
+            view.max_connections(),
+            view.live.plan.limits.connections_per_uid,
+            view.standing(caller),
         )
     }
 
@@ -163,6 +146,10 @@ impl Door {
         let (outcome, detail) = match crowded {
             Crowded::Uid => ("uid-limit", "this uid has too many connections open"),
             Crowded::Socket => ("socket-limit", "the socket has too many connections open"),
+            Crowded::Strangers => (
+                "stranger-limit",
+                "callers without an identity have too many connections open",
+            ),
         };
         self.server.count_connection(outcome);
         let problem = Problem::too_many_connections(detail);
@@ -211,93 +198,6 @@ impl Door {
             drop(permit);
         }
     }
-}
-
-type Serving = auto::Connection<'static, TokioIo<Watched>, Service, TokioExecutor>;
-type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
-
-/// What a connection is woken for.
-enum Event {
-    Ended(Outcome),
-    Called,
-    Overdue,
-    Minute,
-}
-
-/// Drives a connection to its end.
-async fn attend(serving: Serving, connection: &Connection, slot: &Slot) -> Outcome {
-    let mut serving = pin!(serving);
-    let mut called = pin!(slot.called.notified());
-    let mut minute = pin!(sleep(MINUTE));
-    // Only there while a request is overdue: most connections never have one half sent.
-    let mut overdue: Option<Pin<Box<Sleep>>> = None;
-    let mut leaving = None;
-    loop {
-        let event = poll_fn(|context| {
-            if let Poll::Ready(outcome) = serving.as_mut().poll(context) {
-                return Poll::Ready(Event::Ended(outcome));
-            }
-            if slot.activity.is_reading() {
-                let timer = overdue.get_or_insert_with(|| Box::pin(sleep(HEAD_LIMIT)));
-                if timer.as_mut().poll(context).is_ready() {
-                    return Poll::Ready(Event::Overdue);
-                }
-            } else {
-                overdue = None;
-            }
-            if called.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Event::Called);
-            }
-            minute.as_mut().poll(context).map(|()| Event::Minute)
-        });
-        match event.await {
-            Event::Ended(outcome) => return outcome,
-            Event::Overdue => {
-                connection.server.count_connection("overdue");
-                return Err("no complete request within ten seconds".into());
-            }
-            Event::Called => {
-                called.set(slot.called.notified());
-                let unwanted =
-                    slot.take(Order::Recheck) && !connection.view().admits(&connection.caller);
-                if unwanted {
-                    leaving = Some(Leaving::Dismissed);
-                } else if slot.take(Order::Evict) {
-                    leaving = leaving.or(Some(Leaving::Idle));
-                }
-                if leaving.is_some() {
-                    minute.as_mut().reset(Instant::now() + LAST_WORDS);
-                }
-                if leaving.is_some() || slot.take(Order::Drain) {
-                    serving.as_mut().graceful_shutdown();
-                }
-            }
-            Event::Minute => match leaving {
-                Some(Leaving::Dismissed) => return Ok(()),
-                Some(Leaving::Idle) if slot.activity.is_idle() => return Ok(()),
-                Some(Leaving::Idle) => minute.as_mut().reset(Instant::now() + LAST_WORDS),
-                None => {
-                    connection.trail.flush();
-                    let mut next = MINUTE;
-                    if slot.activity.minute() >= IDLE_MINUTES {
-                        serving.as_mut().graceful_shutdown();
-                        leaving = Some(Leaving::Idle);
-                        next = LAST_WORDS;
-                    }
-                    minute.as_mut().reset(Instant::now() + next);
-                }
-            },
-        }
-    }
-}
-
-/// Why a connection is on its way out, after a polite word to the other side.
-#[derive(Clone, Copy)]
-enum Leaving {
-    /// Nothing is going on. What begins at the last moment is still answered.
-    Idle,
-    /// The caller may no longer be here: only streams get a moment, to say why they end.
-    Dismissed,
 }
 
 /// Waits after a failed accept: until file descriptors or memory are there again.
@@ -352,9 +252,6 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-const MINUTE: Duration = Duration::from_secs(60);
-/// How long a connection that has to go may take to do so.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 /// HTTP/2 flow control: requests are small.
 const WINDOW: u32 = 64 * 1024;
 /// How often an HTTP/2 peer is asked whether it is there, and how long it may take to say so.
@@ -364,6 +261,7 @@ const PONG: Duration = Duration::from_secs(20);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
     async fn a_shortage_is_waited_out_and_a_lost_caller_is_not() {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Inner, Live,
     audit::{Ids, Refusal, Trail},
-    limits::Slot,
+    limits::{Slot, Standing},
     problem::Problem,
 };
 use crate::{
@@ -60,6 +60,10 @@ pub(super) struct Grant {
 /// A request in flight: keeps its connection from being taken for idle.
 #[derive(Debug)]
 pub(super) struct Busy(Arc<Slot>);
+
+/// A stream of tokens: the same, as long as nobody else needs the place.
+#[derive(Debug)]
+pub(super) struct Streaming(Arc<Slot>);
 
 #[derive(Debug)]
 struct Pidfd(Arc<OwnedFd>);
@@ -184,7 +188,7 @@ impl Connection {
                 ..Refusal::default()
             },
         );
-        self.server.count_request(&report.code);
+        self.server.count_request(report.label());
     }
 
     /// Lets admins pass.
@@ -225,6 +229,12 @@ impl Connection {
     pub(super) fn busy(&self) -> Busy {
         self.slot.activity.begin();
         Busy(Arc::clone(&self.slot))
+    }
+
+    /// Marks a stream of tokens.
+    pub(super) fn streaming(&self) -> Streaming {
+        self.slot.activity.begin_stream();
+        Streaming(Arc::clone(&self.slot))
     }
 }
 
@@ -284,6 +294,24 @@ impl View {
         policy.is_admin(caller) || self.listener.is_some_and(|l| policy.knows(caller, l))
     }
 
+    /// What a caller is to this socket.
+    pub(super) fn standing(&self, caller: &Caller) -> Standing {
+        if self.live.policy.is_admin(caller) {
+            Standing::Admin
+        } else if self.admits(caller) {
+            Standing::Caller
+        } else {
+            Standing::Stranger
+        }
+    }
+
+    /// How many connections the socket takes.
+    pub(super) fn max_connections(&self) -> usize {
+        let listeners = &self.live.plan.listeners;
+        let listener = self.listener.and_then(|place| listeners.get(place));
+        listener.map_or(0, |listener| listener.max_connections)
+    }
+
     fn at(&self, place: usize) -> Option<(Arc<Identity>, Arc<Account>)> {
         let identity = self.live.plan.identities.get(place)?;
         let account = self.live.accounts.get(place)?;
@@ -304,6 +332,12 @@ impl Denial {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.activity.end();
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.activity.end_stream();
     }
 }
 

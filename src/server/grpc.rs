@@ -1,37 +1,33 @@
 //! gRPC: `spiffe_entra.v1.TokenService`, health and reflection. Protobuf ends here.
 
-use std::{
-    fmt,
-    future::Future,
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{fmt, future::Future, io, pin::Pin, sync::Arc};
 
-use bytes::Bytes;
 use futures_util::{Stream, stream};
-use http::{HeaderMap, Request, Response};
-use http_body::Frame;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::Status;
 use tower::Service as _;
 
-use self::proto::{
-    GetTokenRequest, GetTokenResponse,
-    token_service_server::{TokenService, TokenServiceServer},
+pub(super) use self::body::Guarded;
+use self::{
+    body::Patient,
+    proto::{
+        GetTokenRequest, GetTokenResponse,
+        token_service_server::{TokenService, TokenServiceServer},
+    },
+    watching::Watching,
 };
 use super::{
-    connection::{Busy, Connection, Grant},
+    connection::{Connection, Grant},
     limits::MESSAGE_LIMIT,
     problem::Problem,
     query,
     reply::Body,
 };
-use crate::{
-    id::Scope,
-    tokens::{CachedToken, Served, TokenWatch},
-};
+use crate::{id::Scope, tokens::Served};
+
+mod body;
+mod watching;
 
 /// The generated messages, client and service.
 #[allow(
@@ -53,25 +49,6 @@ pub(super) struct Routes(tonic::service::Routes);
 /// The token service.
 #[derive(Debug)]
 struct Tokens;
-
-/// What a stream of tokens goes by.
-struct Watching {
-    connection: Arc<Connection>,
-    live: tokio::sync::watch::Receiver<Arc<super::Live>>,
-    wanted: Option<String>,
-    grant: Grant,
-    tokens: TokenWatch,
-    last: Option<Arc<CachedToken>>,
-}
-
-/// The body of a gRPC answer: ends when the daemon stops or the caller's process is gone, whatever
-/// stream it is. What is ready is sent all the same: that is a request in flight.
-pub(super) struct Guarded {
-    body: tonic::body::Body,
-    ending: Pin<Box<dyn Future<Output = Status> + Send>>,
-    ended: bool,
-    _busy: Busy,
-}
 
 impl Routes {
     pub(super) async fn new() -> io::Result<Self> {
@@ -110,13 +87,12 @@ impl Routes {
         connection: &Arc<Connection>,
         mut request: Request<Incoming>,
     ) -> impl Future<Output = Response<Body>> + Send + use<> {
-        let busy = connection.busy();
         let connection = Arc::clone(connection);
         request.extensions_mut().insert(Arc::clone(&connection));
-        let answer = self.0.clone().call(request);
+        let answer = self.0.clone().call(request.map(Patient::new));
         async move {
             let Ok(response) = answer.await;
-            response.map(|body| Body::Grpc(Guarded::new(body, connection, busy)))
+            response.map(|body| Body::Grpc(Guarded::new(body, connection)))
         }
     }
 }
@@ -128,6 +104,8 @@ impl TokenService for Tokens {
         request: tonic::Request<GetTokenRequest>,
     ) -> Result<tonic::Response<GetTokenResponse>, Status> {
         let connection = connection_of(&request)?;
+        // From here on: a request that is not complete, and a stream of health, keep no place.
+        let _busy = connection.busy();
         let asked = Asked::parse(request.into_inner())
             .inspect_err(|problem| connection.server.count_request(&problem.code))
             .map_err(Problem::into_grpc)?;
@@ -196,121 +174,6 @@ impl Asked {
     }
 }
 
-impl Watching {
-    fn start(connection: Arc<Connection>, asked: Asked) -> Result<Self, Problem> {
-        let mut live = connection.server.live.clone();
-        live.mark_unchanged();
-        let grant =
-            connection.decide(&connection.view(), asked.identity.as_deref(), &asked.scope)?;
-        Ok(Self {
-            tokens: grant.account.watch(&asked.scope),
-            wanted: asked.identity,
-            grant,
-            live,
-            connection,
-            last: None,
-        })
-    }
-
-    /// The next token; why there will be none, at the end.
-    async fn next(&mut self) -> Result<GetTokenResponse, Problem> {
-        loop {
-            let next = tokio::select! {
-                biased;
-                Ok(()) = self.live.changed() => {
-                    self.recheck()?;
-                    continue;
-                }
-                next = self.tokens.next() => next,
-            };
-            // What came into force while the token was on its way counts.
-            if self.live.has_changed().unwrap_or(false) {
-                self.live.mark_unchanged();
-                self.recheck()?;
-            }
-            let served = next.map_err(|report| {
-                self.connection.failed(&self.grant, &report);
-                Problem::from(&report)
-            })?;
-            if self
-                .last
-                .as_ref()
-                .is_some_and(|last| Arc::ptr_eq(last, &served.token))
-            {
-                continue;
-            }
-            self.last = Some(Arc::clone(&served.token));
-            self.connection.hand_out(&self.grant, &served);
-            return Ok(GetTokenResponse::of(&self.grant, &served));
-        }
-    }
-
-    /// Whether all that is still allowed, now that something new is in force.
-    fn recheck(&mut self) -> Result<(), Problem> {
-        let connection = &self.connection;
-        let scope = self.grant.scope.clone();
-        let grant = connection.decide(&connection.view(), self.wanted.as_deref(), &scope)?;
-        if !Arc::ptr_eq(&grant.account, &self.grant.account) {
-            self.tokens = grant.account.watch(&scope);
-        }
-        self.grant = grant;
-        Ok(())
-    }
-}
-
-impl Guarded {
-    fn new(body: tonic::body::Body, connection: Arc<Connection>, busy: Busy) -> Self {
-        let ending = async move {
-            tokio::select! {
-                () = connection.stopping.cancelled() => Problem::stopping().into_grpc(),
-                () = connection.exited() => Status::cancelled("the caller's process has ended"),
-            }
-        };
-        Self {
-            body,
-            ending: Box::pin(ending),
-            ended: false,
-            _busy: busy,
-        }
-    }
-}
-
-impl http_body::Body for Guarded {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.get_mut();
-        if this.ended {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
-            return Poll::Ready(frame);
-        }
-        let Poll::Ready(status) = this.ending.as_mut().poll(context) else {
-            return Poll::Pending;
-        };
-        this.ended = true;
-        let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(
-            status
-                .add_header(&mut trailers)
-                .map(|()| Frame::trailers(trailers)),
-        ))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended || self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
-}
-
 impl GetTokenResponse {
     fn of(grant: &Grant, served: &Served) -> Self {
         let target = &grant.identity.trust.target;
@@ -343,12 +206,6 @@ impl fmt::Debug for GetTokenResponse {
             .field("client_id", &self.client_id)
             .field("tenant", &self.tenant)
             .finish()
-    }
-}
-
-impl fmt::Debug for Guarded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guarded").finish_non_exhaustive()
     }
 }
 

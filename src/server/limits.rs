@@ -1,28 +1,31 @@
-//! How many may connect, what a connection is doing, and which one has to go when it is crowded.
+//! How many may connect, and which connection has to go when it is crowded.
 //!
 //! One uid must not be able to keep another out. A socket takes `max_connections`; one uid (other
 //! than an admin's) at most half of them, or `connections_per_uid` when that is less; and when a
-//! socket is full, a newcomer takes the place of the longest idle connection of the uid that holds
-//! most, as long as that one stays ahead of the newcomer. A few places beyond the limit are kept
-//! for admins, so that `status` and health checks get through.
+//! socket is full, a newcomer takes the place of a connection of a uid that holds more than the
+//! newcomer would: the longest idle one, else one that only streams tokens, else one whose request
+//! is not complete. A request in flight is not sent away; it ends soon by itself.
+//!
+//! A stranger, a caller for whom there is nothing here, may ask whether the daemon is well, and
+//! needs no more than a few places for that: [`STRANGERS`] on a socket for all of them together.
+//! They are the first to go when somebody else needs a place, and make room for each other,
+//! whatever they do.
+//!
+//! A few places beyond the limit are kept for admins, so that `status` and health checks get
+//! through, and for those who come while somebody goes.
 
 use std::{
     collections::HashMap,
-    io,
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::UnixStream,
-    sync::Notify,
-};
+use tokio::sync::Notify;
+
+use super::activity::{Activity, Doing};
 
 /// Counts the connections of one socket.
 #[derive(Debug, Default)]
@@ -41,6 +44,8 @@ pub(super) struct Permit {
 pub(super) struct Slot {
     /// What the connection does.
     pub(super) activity: Activity,
+    /// Whether there was nothing here for the caller when that was last looked at.
+    stranger: AtomicBool,
     /// Bits of [`Order`] that were not seen yet.
     orders: AtomicU8,
     /// Wakes the connection for its orders.
@@ -65,8 +70,19 @@ pub(super) struct Caps {
     pub(super) total: usize,
     /// Of one uid.
     pub(super) per_uid: usize,
-    /// Whether the one who connects may have one of the reserved places.
-    pub(super) privileged: bool,
+    /// Who it is that connects.
+    pub(super) standing: Standing,
+}
+
+/// What somebody who connects is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// May have one of the reserved places.
+    Admin,
+    /// Has an identity here.
+    Caller,
+    /// Has nothing here.
+    Stranger,
 }
 
 /// Why somebody is turned away.
@@ -76,21 +92,27 @@ pub(super) enum Crowded {
     Uid,
     /// The socket has, and nobody can be asked to go.
     Socket,
+    /// Strangers have.
+    Strangers,
 }
 
 impl Caps {
-    /// For `uid` on a socket that takes `total`.
-    pub(super) fn new(total: usize, connections_per_uid: usize, privileged: bool) -> Self {
-        let share = if privileged {
-            total
-        } else {
-            (total / 2).max(1)
+    /// For somebody on a socket that takes `total`.
+    pub(super) fn new(total: usize, connections_per_uid: usize, standing: Standing) -> Self {
+        let share = match standing {
+            Standing::Admin => total,
+            Standing::Caller | Standing::Stranger => (total / 2).max(1),
         };
         Self {
             total,
             per_uid: connections_per_uid.min(share),
-            privileged,
+            standing,
         }
+    }
+
+    /// How many strangers there may be.
+    fn strangers(&self) -> usize {
+        STRANGERS.min((self.total / 4).max(1))
     }
 }
 
@@ -98,21 +120,35 @@ impl Gate {
     /// Lets `uid` in, or says why not.
     pub(super) fn admit(self: &Arc<Self>, uid: u32, caps: Caps) -> Result<Permit, Crowded> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let total: usize = open.values().map(Vec::len).sum();
-        let own = open.get(&uid).map_or(0, Vec::len);
-        if own >= caps.per_uid {
+        if open.get(&uid).map_or(0, Vec::len) >= caps.per_uid {
             return Err(Crowded::Uid);
         }
-        if total >= caps.total {
-            let reserved = caps.privileged && total < caps.total + RESERVED;
-            if !reserved {
-                let room = total < caps.total + RESERVED && make_room(&open, own);
-                if !room {
-                    return Err(Crowded::Socket);
+        let stranger = caps.standing == Standing::Stranger;
+        let mut made_room = false;
+        if stranger {
+            let all: usize = open.values().map(|slots| strangers(slots).count()).sum();
+            let going = RESERVED.min(caps.strangers());
+            if all >= caps.strangers() {
+                made_room = all < caps.strangers() + going && replace_stranger(&open, Some(uid));
+                if !made_room {
+                    return Err(Crowded::Strangers);
                 }
             }
         }
-        let slot = Arc::new(Slot::default());
+        let total: usize = open.values().map(Vec::len).sum();
+        if total >= caps.total {
+            let spare = total < caps.total + RESERVED;
+            let reserved = caps.standing == Standing::Admin && spare;
+            let room = || {
+                made_room
+                    || (!stranger && replace_stranger(&open, None))
+                    || replace(&open, uid, stranger)
+            };
+            if !(reserved || spare && room()) {
+                return Err(Crowded::Socket);
+            }
+        }
+        let slot = Arc::new(Slot::new(stranger));
         open.entry(uid).or_default().push(slot.clone());
         drop(open);
         Ok(Permit {
@@ -137,24 +173,50 @@ impl Gate {
     }
 }
 
-/// Asks the longest idle connection of the uid with most of them to go, unless the newcomer would
-/// then have as many as that uid.
-fn make_room(open: &HashMap<u32, Vec<Arc<Slot>>>, own: usize) -> bool {
-    let Some(most) = open.values().max_by_key(|slots| slots.len()) else {
+/// Asks a stranger to go, whatever it does: of the uid with most of them the one that has been here
+/// longest. For another stranger, only if that uid then still has as many as the newcomer's.
+fn replace_stranger(open: &HashMap<u32, Vec<Arc<Slot>>>, newcomer: Option<u32>) -> bool {
+    let staying = |slots| strangers(slots).filter(|slot| !slot.is_leaving());
+    let own = newcomer.map(|uid| open.get(&uid).map_or(0, |slots| staying(slots).count()));
+    let most = open.values().max_by_key(|slots| staying(slots).count());
+    let Some(most) = most.filter(|slots| own.is_none_or(|own| staying(slots).count() > own + 1))
+    else {
         return false;
     };
-    if most.len() <= own + 1 {
-        return false;
-    }
-    let idle = most
-        .iter()
-        .filter(|s| s.activity.is_idle() && !s.is_leaving());
-    // Of equally idle ones the one that has been open longest: the first.
-    match idle
-        .rev()
-        .max_by_key(|slot| slot.activity.idle_minutes.load(Relaxed))
-    {
-        Some(slot) => {
+    staying(most).next().is_some_and(|slot| {
+        slot.order(Order::Evict);
+        true
+    })
+}
+
+fn strangers(slots: &[Arc<Slot>]) -> impl Iterator<Item = &Arc<Slot>> {
+    slots.iter().filter(|slot| slot.stranger.load(Relaxed))
+}
+
+/// Asks one connection to go, of a uid that then still has as many as the newcomer's. For a
+/// stranger, only one that does nothing.
+fn replace(open: &HashMap<u32, Vec<Arc<Slot>>>, newcomer: u32, stranger: bool) -> bool {
+    let staying = |slots: &Vec<Arc<Slot>>| slots.iter().filter(|s| !s.is_leaving()).count();
+    let own = open.get(&newcomer).map_or(0, staying);
+    let greedy = open
+        .values()
+        .map(|slots| (staying(slots), slots))
+        .filter(|(count, _)| *count > own + 1);
+    let candidates = greedy.flat_map(|(count, slots)| {
+        // Of equal ones the one that has been open longest: the first.
+        slots.iter().rev().filter_map(move |slot| {
+            let doing = slot.activity.doing();
+            let may_go = match doing {
+                Doing::Request => false,
+                Doing::Nothing => true,
+                Doing::Streaming | Doing::Reading => !stranger,
+            };
+            let rank = (doing, count, slot.activity.idle_minutes());
+            (may_go && !slot.is_leaving()).then_some((rank, slot))
+        })
+    });
+    match candidates.max_by_key(|(rank, _)| *rank) {
+        Some((_, slot)) => {
             slot.order(Order::Evict);
             true
         }
@@ -181,17 +243,21 @@ impl Drop for Permit {
     }
 }
 
-impl Default for Slot {
-    fn default() -> Self {
+impl Slot {
+    fn new(stranger: bool) -> Self {
         Self {
             activity: Activity::new(),
+            stranger: AtomicBool::new(stranger),
             orders: AtomicU8::new(0),
             called: Notify::new(),
         }
     }
-}
 
-impl Slot {
+    /// There is something here for the caller now.
+    pub(super) fn welcome(&self) {
+        self.stranger.store(false, Relaxed);
+    }
+
     fn order(&self, order: Order) {
         self.orders.fetch_or(order as u8, Relaxed);
         self.called.notify_one();
@@ -211,156 +277,8 @@ impl Slot {
     }
 }
 
-/// What a connection is doing. Written by the connection alone, with a few plain stores a request;
-/// hyper's own header timer would cost an allocation and a timer a request, and would close idle
-/// connections as early as slow ones.
-#[derive(Debug)]
-pub(super) struct Activity {
-    /// Requests begun.
-    requests: AtomicU32,
-    /// Requests in flight that did not end as soon as they began.
-    busy: AtomicU32,
-    /// Whether HTTP/1 bytes came in that are no request yet.
-    reading: AtomicBool,
-    /// Whether it speaks HTTP/2.
-    http2: AtomicBool,
-    /// Whole minutes without a request.
-    idle_minutes: AtomicU32,
-    /// `requests` when the last minute ended.
-    requests_before: AtomicU32,
-}
-
-impl Activity {
-    /// Who connects owes us a request: until then the time runs as for one half sent.
-    fn new() -> Self {
-        Self {
-            requests: AtomicU32::new(0),
-            busy: AtomicU32::new(0),
-            reading: AtomicBool::new(true),
-            http2: AtomicBool::new(false),
-            idle_minutes: AtomicU32::new(0),
-            requests_before: AtomicU32::new(0),
-        }
-    }
-
-    /// A request is complete as far as its head goes.
-    pub(super) fn request(&self, http2: bool) {
-        self.requests.fetch_add(1, Relaxed);
-        self.reading.store(false, Relaxed);
-        if http2 {
-            // A preface in pieces is not recognised as one.
-            self.http2.store(true, Relaxed);
-        }
-    }
-
-    /// A request takes longer.
-    pub(super) fn begin(&self) {
-        self.busy.fetch_add(1, Relaxed);
-    }
-
-    /// Such a request is over.
-    pub(super) fn end(&self) {
-        self.busy.fetch_sub(1, Relaxed);
-    }
-
-    /// Whether a request is overdue.
-    pub(super) fn is_reading(&self) -> bool {
-        self.reading.load(Relaxed) && self.busy.load(Relaxed) == 0
-    }
-
-    /// Whether nothing is going on.
-    pub(super) fn is_idle(&self) -> bool {
-        self.busy.load(Relaxed) == 0 && !self.reading.load(Relaxed)
-    }
-
-    /// Counts the minutes without a request; called once a minute.
-    pub(super) fn minute(&self) -> u32 {
-        let requests = self.requests.load(Relaxed);
-        let before = self.requests_before.swap(requests, Relaxed);
-        if requests != before || self.busy.load(Relaxed) != 0 {
-            self.idle_minutes.store(0, Relaxed);
-            return 0;
-        }
-        self.idle_minutes.fetch_add(1, Relaxed) + 1
-    }
-
-    fn received(&self, bytes: &[u8]) {
-        if self.http2.load(Relaxed) {
-            return;
-        }
-        // HTTP/2's preface; no method begins like that. Later frames are none of our business: h2
-        // has its own limits, and pings come at any time.
-        if self.requests.load(Relaxed) == 0 && bytes.starts_with(b"PRI") {
-            self.http2.store(true, Relaxed);
-            self.reading.store(false, Relaxed);
-        } else {
-            self.reading.store(true, Relaxed);
-        }
-    }
-}
-
-/// A stream that notes what comes in.
-#[derive(Debug)]
-pub(super) struct Watched {
-    stream: UnixStream,
-    slot: Arc<Slot>,
-}
-
-impl Watched {
-    pub(super) fn new(stream: UnixStream, slot: Arc<Slot>) -> Self {
-        Self { stream, slot }
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if let Some(bytes) = buffer.filled().get(before..)
-            && !bytes.is_empty()
-        {
-            self.slot.activity.received(bytes);
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
-    }
-}
-
 /// How long a request's head may take, counted from its first byte, and a new connection's first
-/// request from the connection.
+/// request from the connection; and how long the body of a gRPC request.
 pub(super) const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// After how many minutes without a request a connection is closed. Pools of clients keep theirs
 /// for a minute or two.
@@ -375,6 +293,8 @@ pub(super) const BODY_LIMIT: u64 = 8 * 1024;
 pub(super) const MESSAGE_LIMIT: usize = 16 * 1024;
 /// How many requests an HTTP/2 connection may have in flight.
 pub(super) const STREAM_LIMIT: u32 = 64;
+/// How many places of a socket strangers have together, and never more than a quarter of them.
+const STRANGERS: usize = 8;
 /// Places beyond a socket's limit: for admins, and while an evicted connection goes.
 const RESERVED: usize = 8;
 
@@ -385,7 +305,7 @@ mod tests {
     const CAPS: Caps = Caps {
         total: 4,
         per_uid: 3,
-        privileged: false,
+        standing: Standing::Caller,
     };
 
     fn gate() -> Arc<Gate> {
@@ -394,11 +314,11 @@ mod tests {
 
     #[test]
     fn one_uid_has_half_at_most() {
-        let caps = Caps::new(100, 1024, false);
+        let caps = Caps::new(100, 1024, Standing::Caller);
         assert_eq!((caps.total, caps.per_uid), (100, 50));
-        assert_eq!(Caps::new(100, 10, false).per_uid, 10);
-        assert_eq!(Caps::new(1, 1024, false).per_uid, 1);
-        assert_eq!(Caps::new(100, 1024, true).per_uid, 100);
+        assert_eq!(Caps::new(100, 10, Standing::Caller).per_uid, 10);
+        assert_eq!(Caps::new(1, 1024, Standing::Caller).per_uid, 1);
+        assert_eq!(Caps::new(100, 1024, Standing::Admin).per_uid, 100);
     }
 
     #[test]
@@ -419,8 +339,6 @@ mod tests {
         let gate = gate();
         let held: Vec<_> = (0..3).map(|_| gate.admit(7, CAPS).unwrap()).collect();
         let _other = gate.admit(8, CAPS).unwrap();
-        // All are still expected to send their first request: nobody is idle.
-        assert_eq!(gate.admit(9, CAPS).unwrap_err(), Crowded::Socket);
         for permit in &held {
             permit.slot().activity.request(false);
         }
@@ -451,6 +369,90 @@ mod tests {
     }
 
     #[test]
+    fn streams_and_half_sent_requests_make_room_for_a_caller_and_not_for_a_stranger() {
+        for streams in [true, false] {
+            let gate = gate();
+            // Two uids hold everything, and mean to for ever.
+            let held: Vec<_> = [7, 7, 8, 8]
+                .map(|uid| gate.admit(uid, CAPS).unwrap())
+                .into();
+            for permit in held.iter().filter(|_| streams) {
+                permit.slot().activity.request(true);
+                permit.slot().activity.begin_stream();
+            }
+            let stranger = Caps {
+                standing: Standing::Stranger,
+                ..CAPS
+            };
+            assert_eq!(gate.admit(9, stranger).unwrap_err(), Crowded::Socket);
+            let _newcomer = gate.admit(9, CAPS).unwrap();
+            let gone = held.iter().filter(|p| p.slot().take(Order::Evict)).count();
+            assert_eq!(gone, 1);
+        }
+    }
+
+    #[test]
+    fn what_is_done_decides_who_goes() {
+        let gate = gate();
+        let held: Vec<_> = (0..3).map(|_| gate.admit(7, CAPS).unwrap()).collect();
+        let _other = gate.admit(8, CAPS).unwrap();
+        for permit in &held {
+            permit.slot().activity.request(true);
+        }
+        held[0].slot().activity.begin();
+        held[1].slot().activity.begin_stream();
+        let _first = gate.admit(9, CAPS).unwrap();
+        assert!(held[2].slot().take(Order::Evict), "idle before streaming");
+        let _second = gate.admit(10, CAPS).unwrap();
+        assert!(held[1].slot().take(Order::Evict), "streaming before busy");
+        assert_eq!(gate.admit(11, CAPS).unwrap_err(), Crowded::Socket);
+    }
+
+    #[test]
+    fn strangers_have_a_few_places_and_make_room_for_each_other() {
+        let gate = gate();
+        let caps = Caps::new(100, 1024, Standing::Stranger);
+        let held: Vec<_> = (0..STRANGERS)
+            .map(|_| gate.admit(7, caps).unwrap())
+            .collect();
+        assert_eq!(gate.admit(7, caps).unwrap_err(), Crowded::Strangers);
+        for permit in &held {
+            permit.slot().activity.begin();
+        }
+        let second = gate.admit(8, caps).unwrap();
+        assert!(held[0].slot().take(Order::Evict), "busy or not");
+        // One who has got an identity since then is none of them.
+        second.slot().welcome();
+        let _third = gate.admit(9, caps).unwrap();
+        assert!(!second.slot().take(Order::Evict));
+        assert!(
+            gate.admit(10, Caps::new(100, 1024, Standing::Caller))
+                .is_ok()
+        );
+        // However many uids there are: a few go while a few come.
+        let many = (100..200).filter_map(|uid| gate.admit(uid, caps).ok());
+        assert!(many.collect::<Vec<_>>().len() <= STRANGERS);
+    }
+
+    #[test]
+    fn strangers_go_first_whatever_they_do() {
+        let gate = gate();
+        let stranger = Caps {
+            standing: Standing::Stranger,
+            ..CAPS
+        };
+        let stranger = gate.admit(7, stranger).unwrap();
+        stranger.slot().activity.begin();
+        let held: Vec<_> = (0..3).map(|_| gate.admit(8, CAPS).unwrap()).collect();
+        for permit in &held {
+            permit.slot().activity.request(false);
+        }
+        let _newcomer = gate.admit(9, CAPS).unwrap();
+        assert!(stranger.slot().take(Order::Evict));
+        assert!(held.iter().all(|p| !p.slot().take(Order::Evict)));
+    }
+
+    #[test]
     fn a_fair_share_is_not_taken_away() {
         let gate = gate();
         let held: Vec<_> = [7, 7, 8, 8]
@@ -470,7 +472,7 @@ mod tests {
             .map(|uid| gate.admit(uid, CAPS).unwrap())
             .into();
         let caps = Caps {
-            privileged: true,
+            standing: Standing::Admin,
             per_uid: 64,
             ..CAPS
         };
@@ -491,45 +493,5 @@ mod tests {
         assert!(!permit.slot().take(Order::Recheck));
         gate.order_all(Order::Drain);
         assert!(permit.slot().take(Order::Drain) && permit.slot().take(Order::Drain));
-    }
-
-    #[test]
-    fn a_half_sent_request_is_overdue_and_http2_never_is() {
-        let activity = Activity::new();
-        assert!(activity.is_reading());
-        activity.received(b"GET / HT");
-        assert!(activity.is_reading() && !activity.is_idle());
-        activity.request(false);
-        assert!(!activity.is_reading() && activity.is_idle());
-        activity.received(b"G");
-        assert!(activity.is_reading());
-
-        let activity = Activity::new();
-        activity.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        assert!(!activity.is_reading());
-        activity.received(b"ping");
-        assert!(!activity.is_reading());
-
-        let activity = Activity::new();
-        activity.received(b"P");
-        activity.received(b"RI * HTTP/2.0");
-        activity.request(true);
-        activity.received(b"ping");
-        assert!(!activity.is_reading());
-    }
-
-    #[test]
-    fn minutes_without_a_request_are_counted() {
-        let activity = Activity::new();
-        activity.request(false);
-        assert_eq!(activity.minute(), 0);
-        assert_eq!(activity.minute(), 1);
-        assert_eq!(activity.minute(), 2);
-        activity.begin();
-        assert_eq!(activity.minute(), 0);
-        activity.end();
-        assert_eq!(activity.minute(), 1);
-        activity.request(false);
-        assert_eq!(activity.minute(), 0);
     }
 }

@@ -1,21 +1,25 @@
 //! Everything that rests on one trust: the JWT-SVID and the tokens exchanged for it.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared as Joint},
+};
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    FIRST_TOKEN_WAIT, Served, Shared, Snapshot, TokenWatch, consent,
+    Served, Shared, Snapshot, TokenWatch, consent,
     entry::{Entry, Failure, Verdict},
     keeper::Keeper,
+    keys::{Found, Keys},
     limits::Allowance,
     schedule, worker,
 };
@@ -35,21 +39,19 @@ pub struct Account {
     /// Exchanges in flight: one identity's that hang leave room for the others'.
     pub(super) flights: Semaphore,
     keeper: Keeper,
-    keys: RwLock<Keys>,
+    keys: Keys,
     /// Why no token is served, while SPIRE or Entra has withdrawn its consent.
     revoked: Mutex<Option<Arc<Report>>>,
     /// Whether the task that renews the JWT-SVID runs.
     keeping: AtomicBool,
+    /// The fetch of a JWT-SVID that somebody wanted to see the end of: one at a time.
+    fetching: Mutex<Option<SharedFetch>>,
+    /// When an exchange last worked.
+    last_success: Mutex<Option<Moment>>,
     pub(super) stop: CancellationToken,
 }
 
-#[derive(Default)]
-struct Keys {
-    plain: HashMap<Scope, Arc<Entry>>,
-    /// By claims challenge as well.
-    challenged: HashMap<(Scope, Box<str>), Arc<Entry>>,
-    closed: bool,
-}
+type SharedFetch = Joint<BoxFuture<'static, Result<Arc<Assertion>, AssertionError>>>;
 
 impl Account {
     pub(super) fn new(trust: Trust, shared: Arc<Shared>) -> Self {
@@ -64,9 +66,11 @@ impl Account {
                 shared.metrics.clone(),
                 shared.jitter,
             ),
-            keys: RwLock::default(),
+            keys: Keys::default(),
             revoked: Mutex::default(),
             keeping: AtomicBool::new(false),
+            fetching: Mutex::default(),
+            last_success: Mutex::default(),
             stop: shared.stop.child_token(),
             shared,
         }
@@ -75,10 +79,7 @@ impl Account {
     /// A token from memory that is good enough to hand out, if there is one. The fast path.
     pub fn ready(&self, scope: &Scope) -> Option<Served> {
         let now = self.shared.clock.now();
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let entry = keys.plain.get(scope)?;
-        entry.touch(now);
-        entry.ready(now)
+        self.keys.ready(scope, now)
     }
 
     /// A token, exchanged now if need be. `claims` is a decoded claims challenge (JSON): it is
@@ -142,17 +143,20 @@ impl Account {
 
     /// Drops this account's tokens and JWT-SVID and fetches new ones; returns how many tokens.
     pub async fn refresh(self: &Arc<Self>) -> Result<usize, Report> {
+        // First what is dropped whatever comes: an operator who wants a token gone has a reason.
         self.keeper.forget();
         self.restore();
-        self.assertion().await.map_err(|error| *error.report)?;
-        let started = self.shared.clock.now();
-        let entries = self.plain_entries();
-        let wanted: Vec<_> = entries.iter().map(|entry| entry.demand()).collect();
-        for entry in &entries {
+        for entry in self.keys.all() {
             entry.state.send_modify(|state| {
                 state.token = None;
                 state.failure = None;
             });
+        }
+        let entries = self.keys.plain_entries();
+        let wanted: Vec<_> = entries.iter().map(|entry| entry.demand()).collect();
+        self.assertion().await.map_err(|error| *error.report)?;
+        let started = self.shared.clock.now();
+        for entry in &entries {
             entry.want.notify_one();
         }
         let mut renewed = 0;
@@ -169,6 +173,21 @@ impl Account {
     /// The JWT-SVID in use, fetched now if need be: tells whether SPIRE knows us. The fetch goes on
     /// when the caller does not wait for its end.
     pub async fn assertion(self: &Arc<Self>) -> Result<Arc<Assertion>, AssertionError> {
+        let fetch = {
+            let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            match fetching.as_ref().filter(|fetch| fetch.peek().is_none()) {
+                Some(fetch) => fetch.clone(),
+                None => {
+                    let fetch = self.spawn_fetch();
+                    *fetching = Some(fetch.clone());
+                    fetch
+                }
+            }
+        };
+        fetch.await
+    }
+
+    fn spawn_fetch(self: &Arc<Self>) -> SharedFetch {
         let account = Arc::clone(self);
         let fetch = self.shared.tasks.spawn(async move {
             tokio::select! {
@@ -177,22 +196,25 @@ impl Account {
                 fetched = account.keeper.get(&account.trust.assertion) => fetched,
             }
         });
-        // The task is not aborted, so this is a panic in the source.
-        fetch
-            .await
-            .unwrap_or_else(|_panic| Err(worker::stopping_assertion()))
+        // The task is not aborted, so an error is a panic in the source.
+        let fetch = async {
+            fetch
+                .await
+                .unwrap_or_else(|_panic| Err(worker::stopping_assertion()))
+        };
+        fetch.boxed().shared()
     }
 
     /// Learns whether there is a JWT-SVID for an account that nobody has asked yet, so that
     /// `status` knows. Keeps none: nothing would renew it.
     pub async fn probe(self: &Arc<Self>) {
-        let in_use = !self.entries().is_empty();
+        let in_use = !self.keys.all().is_empty();
         if in_use || (self.keeper.error().is_none() && self.keeper.has_fetched()) {
             return;
         }
         // The keeper has noted the outcome.
         let _outcome = self.assertion().await;
-        if self.entries().is_empty() {
+        if self.keys.all().is_empty() {
             self.keeper.drop_current();
         }
     }
@@ -204,29 +226,12 @@ impl Account {
 
     /// The key of a scope, with its task; made if there is none.
     fn entry(self: &Arc<Self>, scope: &Scope, claims: Option<&str>) -> Result<Arc<Entry>, Report> {
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        let found = match claims {
-            None => keys.plain.get(scope),
-            Some(claims) => keys.challenged.get(&(scope.clone(), claims.into())),
-        };
-        if let Some(entry) = found {
-            return Ok(Arc::clone(entry));
-        }
-        if keys.closed {
-            return Err(worker::closed());
-        }
         let limit = self.shared.limits().resources_per_identity;
-        if keys.plain.len() + keys.challenged.len() >= limit {
-            return Err(too_many_resources(limit));
-        }
-        let entry = Arc::new(Entry::new(scope.clone(), claims, self.shared.clock.now()));
-        match claims {
-            None => keys.plain.insert(scope.clone(), Arc::clone(&entry)),
-            Some(claims) => keys
-                .challenged
-                .insert((scope.clone(), claims.into()), Arc::clone(&entry)),
+        let now = self.shared.clock.now();
+        let entry = match self.keys.find_or_insert(scope, claims, limit, now)? {
+            Found::Old(entry) => return Ok(entry),
+            Found::New(entry) => entry,
         };
-        drop(keys);
         let tasks = &self.shared.tasks;
         tasks.spawn(worker::renew(Arc::clone(self), Arc::clone(&entry)));
         if !self.keeping.swap(true, Ordering::AcqRel) {
@@ -236,31 +241,22 @@ impl Account {
     }
 
     /// Takes a key out of the map, unless somebody wants it after all.
-    pub(super) fn release(&self, entry: &Entry, still_wanted: impl FnOnce() -> bool) -> bool {
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        if still_wanted() {
-            return false;
-        }
-        match &entry.claims {
-            None => keys.plain.remove(&entry.scope),
-            Some(claims) => keys
-                .challenged
-                .remove(&(entry.scope.clone(), claims.clone())),
-        };
-        entry.close();
-        true
+    pub(super) fn release(&self, entry: &Arc<Entry>, still_wanted: impl FnOnce() -> bool) -> bool {
+        self.keys.release(entry, still_wanted)
     }
 
     /// Ends the task that renews the JWT-SVID, unless there are keys.
     pub(super) fn stop_keeping(&self) -> bool {
-        let keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        if !(keys.plain.is_empty() && keys.challenged.is_empty()) {
-            return false;
-        }
+        self.keys.if_empty(|| {
+            self.keeping.store(false, Ordering::Release);
+            self.keeper.forget_denial();
+            self.keeper.drop_current();
+        })
+    }
+
+    /// The task that renews the JWT-SVID is no more.
+    pub(super) fn keeping_ended(&self) {
         self.keeping.store(false, Ordering::Release);
-        self.keeper.forget_denial();
-        self.keeper.drop_current();
-        true
     }
 
     /// Withdraws every token: SPIRE or Entra no longer consents.
@@ -268,7 +264,7 @@ impl Account {
         let report = Arc::new(report.clone());
         *self.revoked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&report));
         let until = self.shared.clock.now().after(schedule::REMEMBER_PERMANENT);
-        for entry in self.entries() {
+        for entry in self.keys.all() {
             let withdrawn = entry.state.send_if_modified(|state| {
                 let withdrawn = state.token.take().is_some();
                 if withdrawn {
@@ -315,7 +311,7 @@ impl Account {
 
     /// Forgets failures that waiting cannot cure, so that the next request is tried anew.
     pub(super) fn forgive(&self) {
-        for entry in self.entries() {
+        for entry in self.keys.all() {
             entry.state.send_if_modified(|state| {
                 let forgiven = state
                     .failure
@@ -333,62 +329,52 @@ impl Account {
     /// Ends every task of the account; callers that wait get an answer.
     pub(super) fn close(&self) {
         self.stop.cancel();
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        keys.closed = true;
-        for entry in keys.plain.values().chain(keys.challenged.values()) {
-            entry.close();
-        }
-        keys.plain.clear();
-        keys.challenged.clear();
+        self.keys.close();
     }
 
     /// A challenge was answered: what the plain key holds has been refused by its resource.
     fn supersede(&self, scope: &Scope) {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = keys.plain.get(scope) {
+        if let Some(entry) = self.keys.plain(scope) {
             entry.demand();
             entry.state.send_modify(|state| state.token = None);
             entry.want.notify_one();
         }
     }
 
+    /// Notes an exchange that worked.
+    pub(super) fn succeeded(&self, now: Moment) {
+        *self
+            .last_success
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    /// When an exchange last worked.
+    pub(super) fn last_success(&self) -> Option<Moment> {
+        *self
+            .last_success
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether any key holds a token that has not expired.
+    pub(super) fn holds_token(&self, now: Moment) -> bool {
+        self.keys
+            .plain_entries()
+            .iter()
+            .any(|entry| entry.state.borrow().holds_token(now))
+    }
+
     pub(super) fn keeper(&self) -> &Keeper {
         &self.keeper
     }
 
-    pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.plain
-            .values()
-            .chain(keys.challenged.values())
-            .map(Arc::clone)
-            .collect()
-    }
-
-    pub(super) fn plain_entry(&self, scope: &Scope) -> Option<Arc<Entry>> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.plain.get(scope).map(Arc::clone)
-    }
-
-    /// The keys without a claims challenge: those that are kept fresh and shown.
-    pub(super) fn plain_entries(&self) -> Vec<Arc<Entry>> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.plain.values().map(Arc::clone).collect()
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
     }
 }
 
 const FLIGHTS_PER_ACCOUNT: usize = 8;
-
-fn too_many_resources(limit: usize) -> Report {
-    let mut report = Report::transient(
-        "limit-resources",
-        "too many resources",
-        format!("this identity holds tokens for {limit} resources already"),
-        "ask for fewer, or raise limits.resources_per_identity; unused ones are dropped after a while",
-    );
-    report.retry_after = Some(FIRST_TOKEN_WAIT * 6);
-    report
-}
 
 impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

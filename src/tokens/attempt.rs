@@ -74,12 +74,12 @@ async fn post(
     };
     let result = shared.exchange.exchange(request).await;
     let (class, code) = match &result {
-        Ok(_) => ("ok", "ok".into()),
-        Err(error) => (error.class.as_str(), error.report.code.clone()),
+        Ok(_) => ("ok", "ok"),
+        Err(error) => (error.class.as_str(), error.report.label()),
     };
     let labels = Exchanged {
         class: class.into(),
-        code: code.into_owned(),
+        code: code.into(),
     };
     shared.metrics.exchanges.get_or_create(&labels).inc();
     result

@@ -9,6 +9,8 @@ use super::{account::Account, schedule, worker::SLICE};
 /// Keeps the account's JWT-SVID fresh while there are keys, and withdraws their tokens when SPIRE
 /// has denied it for too long.
 pub(super) async fn keep(account: Arc<Account>) {
+    // Also when this ends by a panic: the next key starts it anew.
+    let _ended = Ended(&account);
     let shared = &account.shared;
     let mut failures = 0;
     let mut signer = None;
@@ -32,7 +34,7 @@ pub(super) async fn keep(account: Arc<Account>) {
             () = account.stop.cancelled() => return,
             () = sleep(wait) => {}
         }
-        if account.entries().is_empty() && account.stop_keeping() {
+        if account.keys().all().is_empty() && account.stop_keeping() {
             return;
         }
         if account.keeper().due_in().is_some_and(|due| !due.is_zero()) {
@@ -55,6 +57,16 @@ pub(super) async fn keep(account: Arc<Account>) {
                 account.forgive();
             }
             signer = current;
+        }
+    }
+}
+
+struct Ended<'a>(&'a Account);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.keeping_ended();
         }
     }
 }

@@ -114,6 +114,12 @@ impl Entry {
         }
     }
 
+    /// When it was last asked for, in seconds of the boot-time clock; `None` while it is followed.
+    pub(super) fn idle_since(&self) -> Option<i64> {
+        let followed = self.followers.load(Ordering::Relaxed) > 0;
+        (!followed).then(|| self.asked.load(Ordering::Relaxed))
+    }
+
     /// Whether anybody has asked for it within `time`, or is waiting or following now.
     pub(super) fn is_wanted(&self, now: Moment, time: Duration) -> bool {
         let ago = now.boot_seconds() - self.asked.load(Ordering::Relaxed);
@@ -134,6 +140,8 @@ impl Entry {
             state.closed = true;
             state.token = None;
         });
+        // Its task ends.
+        self.want.notify_one();
     }
 
     pub(super) fn begin_following(&self) {
@@ -204,6 +212,15 @@ impl Entry {
     }
 }
 
+impl State {
+    /// Whether there is a token that has not expired.
+    pub(super) fn holds_token(&self, now: Moment) -> bool {
+        self.token
+            .as_ref()
+            .is_some_and(|token| !token.expiry.is_past(now))
+    }
+}
+
 impl Failure {
     /// The report with the time until the next attempt.
     pub(super) fn answer(&self, now: Moment) -> Report {
@@ -229,15 +246,9 @@ impl Served {
 }
 
 impl CachedToken {
-    pub(super) fn new(
-        issued: crate::exchange::IssuedToken,
-        scope: Scope,
-        started: Moment,
-        number: u64,
-    ) -> Self {
+    pub(super) fn new(issued: crate::exchange::IssuedToken, started: Moment, number: u64) -> Self {
         Self {
             access_token: issued.access_token,
-            scope,
             correlation_id: issued.correlation_id,
             uti: issued.uti,
             // Counted from before the request: Entra's clock started no earlier.

@@ -124,11 +124,8 @@ impl Keeper {
                 Ok(assertion)
             }
             Err(error) => {
-                let code = error.report.code.clone();
-                self.metrics
-                    .assertions
-                    .get_or_create(&Outcome::of(code))
-                    .inc();
+                let outcome = Outcome::of(error.report.label());
+                self.metrics.assertions.get_or_create(&outcome).inc();
                 if error.kind == AssertionErrorKind::Denied {
                     state.denied_since.get_or_insert(now);
                     state.current = None;

@@ -27,10 +27,11 @@ pub(super) fn refresh_after(
     earlier(wanted, jitter)
 }
 
-/// How long after its fetch a JWT-SVID with `remaining` to live is fetched again: at half of that.
-/// The agent renews it at its half-life, so what comes back next time is a newer one.
+/// How long after its fetch a JWT-SVID with `remaining` to live is fetched again: at half of that,
+/// when the agent has renewed it; and after five minutes at most, for that is also how a deleted
+/// registration entry is noticed (the agent answers repeats from memory).
 pub(super) fn refetch_after(remaining: Duration, jitter: f64) -> Duration {
-    earlier(remaining / 2, jitter).max(MIN_REFETCH)
+    earlier((remaining / 2).min(MAX_REFETCH), jitter).max(MIN_REFETCH)
 }
 
 /// How long to wait after the `failures`th failure in a row (from 1): full jitter over a doubling
@@ -54,6 +55,12 @@ pub(super) fn propagation(failures: u32, every: Duration, jitter: f64) -> Durati
         .mul_f64(1.0 + jitter / 10.0)
 }
 
+/// How long to wait before looking again whether an exchange may be made: what is missing, and a
+/// little more, so that those who were held together do not come back together.
+pub(super) fn held(missing: Duration, jitter: f64) -> Duration {
+    missing.max(BACKOFF_MIN).mul_f64(1.0 + jitter / 4.0)
+}
+
 /// How long a permanent failure is tried again after, while a valid token makes that worth while.
 pub(super) fn permanent(failures: u32) -> Duration {
     REMEMBER_PERMANENT
@@ -70,6 +77,7 @@ pub(super) const REMEMBER_PERMANENT: Duration = Duration::from_secs(30);
 
 const FRESHNESS: Duration = Duration::from_secs(300);
 const MIN_REFETCH: Duration = Duration::from_secs(1);
+const MAX_REFETCH: Duration = Duration::from_secs(300);
 const BACKOFF_BASE: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_LIMIT: Duration = Duration::from_secs(60);
@@ -96,6 +104,8 @@ mod tests {
         // A `refresh_in` beyond the point where callers would have to wait is brought forward.
         assert_eq!(refresh_after(SEC * 3600, Some(SEC * 3590), 0.0), SEC * 3300);
         assert_eq!(refetch_after(SEC * 300, 0.0), SEC * 150);
+        assert_eq!(refetch_after(SEC * 86_400, 0.0), SEC * 300);
+        assert_eq!(held(Duration::ZERO, 0.0), BACKOFF_MIN);
         assert_eq!(backoff(1, Some(SEC * 60), 0.0), SEC * 60 + BACKOFF_MIN);
         assert_eq!(propagation(1, SEC * 5, 0.0), SEC * 5);
         assert_eq!(propagation(100, SEC * 5, 0.0), SEC * 30);
@@ -136,7 +146,7 @@ mod tests {
         fn an_svid_is_fetched_again_before_it_dies(remaining in 2u64..100_000, jitter in 0.0f64..1.0) {
             let remaining = Duration::from_secs(remaining);
             let at = refetch_after(remaining, jitter);
-            prop_assert!(at >= MIN_REFETCH && at <= (remaining / 2).max(MIN_REFETCH));
+            prop_assert!(at >= MIN_REFETCH && at <= (remaining / 2).clamp(MIN_REFETCH, MAX_REFETCH));
         }
     }
 }

@@ -36,6 +36,7 @@ pub struct TokenSnapshot {
 impl Snapshot {
     pub(super) fn of(account: &Account, now: Moment) -> Self {
         let mut tokens: Vec<_> = account
+            .keys()
             .plain_entries()
             .iter()
             .map(|entry| TokenSnapshot::of(entry, now))

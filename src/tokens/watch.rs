@@ -48,7 +48,7 @@ impl TokenWatch {
 
     fn follow(&mut self, served: Served) -> Served {
         if self.following.is_none() {
-            let entry = self.account.plain_entry(&self.scope);
+            let entry = self.account.keys().plain(&self.scope);
             self.following = entry.map(|entry| {
                 entry.begin_following();
                 Following {

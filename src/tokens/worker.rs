@@ -23,6 +23,11 @@ use crate::{
 
 /// Keeps one key's token fresh until nobody wants it any more.
 pub(super) async fn renew(account: Arc<Account>, entry: Arc<Entry>) {
+    // Also when this ends by a panic: whoever waits looks elsewhere, and the key can be made anew.
+    let _released = Released {
+        account: &account,
+        entry: &entry,
+    };
     let mut streak = Streak::default();
     let mut first = true;
     loop {
@@ -49,6 +54,18 @@ pub(super) async fn renew(account: Arc<Account>, entry: Arc<Entry>) {
             outcome = Box::pin(attempt(&account, &entry)) => outcome,
         };
         settle(&account, &entry, outcome, &mut streak);
+    }
+}
+
+/// Takes a key out of the map when its task ends, however it ends.
+struct Released<'a> {
+    account: &'a Account,
+    entry: &'a Arc<Entry>,
+}
+
+impl Drop for Released<'_> {
+    fn drop(&mut self) {
+        self.account.release(self.entry, || false);
     }
 }
 
@@ -89,27 +106,24 @@ async fn due(shared: &Shared, entry: &Entry) {
     }
 }
 
-fn decide(account: &Account, entry: &Entry, wake: Wake) -> Next {
+fn decide(account: &Account, entry: &Arc<Entry>, wake: Wake) -> Next {
     let now = account.shared.clock.now();
-    let state = entry.state.borrow();
-    let blocked = state
-        .failure
-        .as_ref()
-        .is_some_and(|f| !f.until.since(now).is_zero());
-    let lifetime = state
-        .token
-        .as_ref()
-        .map_or(IDLE_KEY, |token| token.lifetime);
-    let has_token = state
-        .token
-        .as_ref()
-        .is_some_and(|token| !token.expiry.is_past(now));
-    let permanent = state
-        .failure
-        .as_ref()
-        .is_some_and(|failure| failure.permanent);
-    let recoverable = !permanent;
-    drop(state);
+    let (blocked, holds_token, lifetime, permanent) = {
+        let state = entry.state.borrow();
+        if state.closed {
+            return Next::End;
+        }
+        let failure = state.failure.as_ref();
+        (
+            failure.is_some_and(|failure| !failure.until.since(now).is_zero()),
+            state.holds_token(now),
+            state
+                .token
+                .as_ref()
+                .map_or(IDLE_KEY, |token| token.lifetime),
+            failure.is_some_and(|failure| failure.permanent),
+        )
+    };
     match wake {
         Wake::Wanted if entry.force.load(Ordering::Acquire) => Next::Try,
         Wake::Wanted if blocked || entry.ready(now).is_some() => Next::Wait,
@@ -124,7 +138,7 @@ fn decide(account: &Account, entry: &Entry, wake: Wake) -> Next {
             if !is_wanted() && account.release(entry, is_wanted) {
                 return Next::End;
             }
-            if entry.claims.is_some() || !(has_token || recoverable) {
+            if entry.claims.is_some() || (permanent && !holds_token) {
                 // Nothing to keep warm: look again later whether anybody still wants it.
                 plan(entry, now.after(IDLE_KEY));
                 return Next::Wait;
@@ -154,6 +168,7 @@ fn settle(
         Ok((issued, started)) => {
             *streak = Streak::default();
             account.restore();
+            account.succeeded(now);
             let after =
                 schedule::refresh_after(issued.lifetime, issued.refresh_in, (shared.jitter)());
             tracing::debug!(
@@ -170,12 +185,16 @@ fn settle(
                 }
                 state.successes += 1;
                 let number = state.successes;
-                let token = CachedToken::new(issued, entry.scope.clone(), started, number);
+                let token = CachedToken::new(issued, started, number);
                 state.token = Some(Arc::new(token));
                 state.failure = None;
                 state.trying = false;
                 state.last_success = Some(now);
-                state.next = Some(started.after(after));
+                // A challenge is answered once, and not kept fresh.
+                state.next = Some(match entry.claims {
+                    None => started.after(after),
+                    Some(_) => now.after(IDLE_KEY),
+                });
             });
         }
         Err(error) => fail(account, entry, error, streak, now),
@@ -183,83 +202,45 @@ fn settle(
 }
 
 fn fail(account: &Account, entry: &Entry, error: AttemptError, streak: &mut Streak, now: Moment) {
-    let shared = &account.shared;
-    let jitter = (shared.jitter)();
     streak.failures = streak.failures.saturating_add(1);
-    let failures = streak.failures;
-    let (last_success, holds_token) = {
-        let state = entry.state.borrow();
-        let holds = state
-            .token
-            .as_ref()
-            .is_some_and(|token| !token.expiry.is_past(now));
-        (state.last_success, holds)
-    };
-    let mut revokes = false;
-    let (report, wait, permanent, slow) = match error {
-        AttemptError::Held(report, wait) => (report, wait, false, false),
-        AttemptError::Assertion(error) => {
-            let denied = error.kind == AssertionErrorKind::Denied;
-            let permanent = !error.is_transient();
-            let wait = if permanent {
-                schedule::permanent(failures)
-            } else {
-                schedule::backoff(failures, None, jitter).min(ENTRY_ARRIVES)
-            };
-            (*error.report, wait, permanent, denied)
-        }
-        AttemptError::Exchange(error) => {
-            let asked = error.report.retry_after;
-            let mut report = *error.report;
-            match error.class {
-                Class::Transient => {
-                    let wait = schedule::backoff(failures, asked, jitter);
-                    if error.throttled {
-                        shared.throttles.hold(&account.trust.target, now, wait);
-                    }
-                    (report, wait, false, false)
-                }
-                Class::Propagating { window, every }
-                    if is_spreading(shared, streak, last_success, holds_token, window, now) =>
-                {
-                    let wait = schedule::propagation(failures, every, jitter);
-                    (
-                        report,
-                        asked.map_or(wait, |asked| asked.max(wait)),
-                        false,
-                        true,
-                    )
-                }
-                Class::Propagating { .. } | Class::Misconfigured | Class::Denied => {
-                    revokes = error.revokes;
-                    report.retryable = false;
-                    (report, schedule::permanent(failures), true, false)
-                }
-            }
-        }
-    };
-    tracing::warn!(
-        subject = %account.trust.assertion.subject,
-        client_id = %account.trust.target.client_id,
-        scope = %entry.scope,
-        code = %report.code,
-        detail = %report.detail,
-        fix = %report.fix,
+    let holds_token = entry.state.borrow().holds_token(now);
+    let quiet = matches!(error, AttemptError::Held(..));
+    let Setback {
+        report,
+        wait,
         permanent,
-        retry_in = wait.as_secs_f32(),
-        still_served = holds_token && !revokes,
-        correlation_id = report.correlation_id.as_deref(),
-        "no new token"
-    );
+        slow,
+        revokes,
+    } = judge(account, error, streak, now);
+    // Entra's answer to a renewal says that what was granted no longer is. To a first request, or
+    // to a challenge, it says nothing about the tokens of others.
+    let revokes = revokes && holds_token && entry.claims.is_none();
+    if quiet {
+        tracing::debug!(scope = %entry.scope, code = %report.code, "no attempt yet");
+    } else {
+        tracing::warn!(
+            subject = %account.trust.assertion.subject,
+            client_id = %account.trust.target.client_id,
+            scope = %entry.scope,
+            code = %report.code,
+            detail = %report.detail,
+            fix = %report.fix,
+            permanent,
+            retry_in = wait.as_secs_f32(),
+            still_served = holds_token && !revokes,
+            correlation_id = report.correlation_id.as_deref(),
+            "no new token"
+        );
+    }
     if revokes {
         account.revoke(&report);
     }
     // From memory for half a minute, however long the next attempt of our own takes.
-    let until = if permanent {
-        now.after(schedule::REMEMBER_PERMANENT)
+    let until = now.after(if permanent {
+        schedule::REMEMBER_PERMANENT
     } else {
-        now.after(wait)
-    };
+        wait
+    });
     entry.state.send_modify(|state| {
         state.trying = false;
         state.failure = Some(Failure {
@@ -272,21 +253,87 @@ fn fail(account: &Account, entry: &Entry, error: AttemptError, streak: &mut Stre
     });
 }
 
+/// What a failed attempt means.
+struct Setback {
+    report: Report,
+    /// Until the next attempt.
+    wait: Duration,
+    permanent: bool,
+    slow: bool,
+    revokes: bool,
+}
+
+fn judge(account: &Account, error: AttemptError, streak: &mut Streak, now: Moment) -> Setback {
+    let shared = &account.shared;
+    let jitter = (shared.jitter)();
+    let failures = streak.failures;
+    let passing = |report, wait, slow| Setback {
+        report,
+        wait,
+        permanent: false,
+        slow,
+        revokes: false,
+    };
+    let lasting = |mut report: Report, revokes| {
+        report.retryable = false;
+        let wait = schedule::permanent(failures);
+        Setback {
+            report,
+            wait,
+            permanent: true,
+            slow: false,
+            revokes,
+        }
+    };
+    match error {
+        AttemptError::Held(report, wait) => passing(report, schedule::held(wait, jitter), false),
+        AttemptError::Assertion(error) if error.is_transient() => {
+            let wait = schedule::backoff(failures, None, jitter).min(ENTRY_ARRIVES);
+            passing(
+                *error.report,
+                wait,
+                error.kind == AssertionErrorKind::Denied,
+            )
+        }
+        AttemptError::Assertion(error) => lasting(*error.report, false),
+        AttemptError::Exchange(error) => {
+            let asked = error.report.retry_after;
+            match error.class {
+                Class::Transient => {
+                    let wait = schedule::backoff(failures, asked, jitter);
+                    if error.throttled {
+                        shared.throttles.hold(&account.trust.target, now, wait);
+                    }
+                    passing(*error.report, wait, false)
+                }
+                Class::Propagating { window, every }
+                    if is_spreading(account, streak, window, now) =>
+                {
+                    let wait = schedule::propagation(failures, every, jitter);
+                    passing(
+                        *error.report,
+                        asked.map_or(wait, |asked| asked.max(wait)),
+                        true,
+                    )
+                }
+                Class::Propagating { .. } | Class::Misconfigured | Class::Denied => {
+                    lasting(*error.report, error.revokes)
+                }
+            }
+        }
+    }
+}
+
 /// Whether "there is no such credential" may mean "not yet, here": within the window after a start,
-/// a reload or the last success; and, while a token is held, for as long as the window from the
-/// first such answer on, because one replica that lags must not take a good token away.
-fn is_spreading(
-    shared: &Shared,
-    streak: &mut Streak,
-    last_success: Option<Moment>,
-    holds_token: bool,
-    window: Duration,
-    now: Moment,
-) -> bool {
+/// a reload or the account's last success; and, while the account holds a token, for as long as the
+/// window from the first such answer on, because one replica that lags must not take away what the
+/// credential was good for a while ago.
+fn is_spreading(account: &Account, streak: &mut Streak, window: Duration, now: Moment) -> bool {
     let began = *streak.unmatched_since.get_or_insert(now);
-    let since_rules = shared.rules.borrow().since;
     let recently = |at: Moment| now.since(at) < window;
-    recently(since_rules) || last_success.is_some_and(recently) || (holds_token && recently(began))
+    recently(account.shared.rules.borrow().since)
+        || account.last_success().is_some_and(recently)
+        || (recently(began) && account.holds_token(now))
 }
 
 fn plan(entry: &Entry, at: Moment) {

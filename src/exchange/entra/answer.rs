@@ -238,7 +238,7 @@ fn aadsts_error(
         detail = format!("{}. {detail}", range.verdict(now));
     }
     let mut error = asked.error(class, "", "", detail, fix);
-    error.report.code = aadsts::name(code).into();
+    error.report.code = aadsts::name(code);
     error.report.title = title;
     error.revokes = entry.is_some_and(|e| e.revokes);
     error.stale_assertion = code == STALE;

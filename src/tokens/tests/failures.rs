@@ -151,6 +151,17 @@ async fn a_permanent_failure_is_forgotten_when_the_signing_key_changes() {
         world.account.token(&graph(), None).await.is_ok(),
         "within the half minute"
     );
+
+    world.entra_fails(Some(error(Class::Misconfigured)));
+    let third = crate::id::Scope::from_resource("api://third").unwrap();
+    world.account.token(&third, None).await.unwrap_err();
+    world.entra_fails(None);
+    world.spire.script.lock().unwrap().issuer = "https://oidc.example.org/";
+    sleep(SEC * 11).await;
+    assert!(
+        world.account.token(&third, None).await.is_ok(),
+        "an issuer is as good as a key"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,4 +217,50 @@ async fn an_assertion_outside_its_time_is_replaced_once() {
     world.entra_fails(Some(stale));
     world.get().await.unwrap_err();
     assert_eq!((world.exchanges(), world.fetches()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_entra_has_not_seen_is_waited_for_an_hour() {
+    let world = World::new();
+    world.entra_fails(Some(error(Class::Propagating {
+        window: MIN * 60,
+        every: MIN,
+    })));
+    let start = Instant::now();
+    while world.get().await.unwrap_err().retryable {
+        sleep(SEC * 20).await;
+    }
+    assert!(
+        (MIN * 60..MIN * 62).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        (50..=61).contains(&world.exchanges()),
+        "once a minute: {}",
+        world.exchanges()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_is_waited_out_without_spinning() {
+    let limits = crate::config::Limits {
+        exchanges_per_minute: 60,
+        ..Default::default()
+    };
+    let world = World::with_limits(limits);
+    world.entra.script.lock().unwrap().latency = Duration::ZERO;
+    for number in 0..60 {
+        let challenge = format!("{{\"number\":{number}}}");
+        world
+            .account
+            .token(&vault(), Some(&challenge))
+            .await
+            .unwrap();
+    }
+    // Less than a millisecond before the next is allowed.
+    sleep(Duration::from_micros(999_400)).await;
+    let start = Instant::now();
+    assert!(world.get().await.is_ok());
+    assert!(start.elapsed() <= SEC * 2);
 }

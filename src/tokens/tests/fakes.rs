@@ -47,6 +47,7 @@ pub(super) struct SpireScript {
     pub(super) ttl: Duration,
     pub(super) latency: Duration,
     pub(super) key_id: &'static str,
+    pub(super) issuer: &'static str,
 }
 
 /// Entra: answers by script.
@@ -82,6 +83,7 @@ impl World {
                 ttl: MIN * 5,
                 latency: Duration::from_millis(5),
                 key_id: "key-1",
+                issuer: "https://oidc.example.org",
             }),
         });
         let entra = Arc::new(Entra {
@@ -171,7 +173,7 @@ impl AssertionSource for Spire {
             let now = self.clock.now();
             Ok(Assertion {
                 token: Secret::new(format!("svid of {} no {}", spec.subject, script.calls)),
-                issuer: "https://oidc.example.org".into(),
+                issuer: script.issuer.into(),
                 key_id: script.key_id.into(),
                 algorithm: "RS256".into(),
                 issued_at: Some(now.unix_seconds()),

@@ -149,16 +149,82 @@ async fn an_identity_has_so_many_resources() {
     // A challenge is a key too: nobody grows the cache by inventing challenges.
     let report = world.account.token(&vault(), Some("{}")).await.unwrap_err();
     assert_eq!(report.code, "limit-resources");
-    // Resources that only fail give their place up.
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_holds_nothing_gives_its_place_up() {
+    let two = Limits {
+        resources_per_identity: 2,
+        ..Limits::default()
+    };
+    let world = World::with_limits(two);
+    // One that only fails.
+    world.entra_fails(Some(error(Class::Misconfigured)));
+    let nonsense = Scope::from_resource("api://nonsense").unwrap();
+    world.account.token(&nonsense, None).await.unwrap_err();
+    world.entra_fails(None);
+    world.get().await.unwrap();
+    sleep(SEC).await;
+    world.account.token(&graph(), None).await.unwrap();
+    // Challenges that were answered.
     let world = World::with_limits(Limits {
-        resources_per_identity: 1,
+        resources_per_identity: 3,
         ..Limits::default()
     });
-    world.entra_fails(Some(error(Class::Misconfigured)));
-    world.get().await.unwrap_err();
-    world.entra_fails(None);
-    sleep(MIN * 3).await;
+    world.get().await.unwrap();
+    for number in 0..5 {
+        let challenge = format!("{{\"number\":{number}}}");
+        world
+            .account
+            .token(&vault(), Some(&challenge))
+            .await
+            .unwrap();
+    }
     world.account.token(&graph(), None).await.unwrap();
+    assert!(world.get().await.is_ok());
+    sleep(MIN * 3).await;
+    let keys = world.account.keys().all().len();
+    assert_eq!(keys, 2, "challenges are forgotten in minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_that_trust_is_made_of_keeps_tokens_apart() {
+    let world = World::new();
+    let base = trust("payments");
+    let mut others = Vec::new();
+    for change in 0..6 {
+        let mut other = base.clone();
+        match change {
+            0 => other.target.authority = "https://login.other.example".parse().unwrap(),
+            1 => other.target.tenant = "other".into(),
+            2 => other.target.client_id = "other".into(),
+            3 => other.assertion = trust("orders").assertion,
+            4 => other.assertion.audience = "api://Other".into(),
+            _ => other.assertion.issuer = Some("https://oidc.other.example".into()),
+        }
+        others.push(other);
+    }
+    world.get().await.unwrap();
+    for other in &others {
+        let account = world.tokens.account(other);
+        assert!(account.ready(&vault()).is_none(), "{other:?}");
+        account.token(&vault(), None).await.unwrap();
+    }
+    assert_eq!(world.exchanges(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_look_at_the_svid_cause_one_fetch() {
+    let world = World::new();
+    world.spire.script.lock().unwrap().latency = MIN;
+    for _ in 0..100 {
+        let looking = world.account.assertion();
+        assert!(timeout(SEC / 10, looking).await.is_err());
+    }
+    assert_eq!(world.fetches(), 1);
+    sleep(MIN).await;
+    assert!(world.account.assertion().await.is_ok(), "and it went on");
+    assert_eq!(world.fetches(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -189,3 +189,89 @@ async fn an_identity_nobody_asked_for_is_probed_without_exchanges() {
         "known to be well: not asked again"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_first_request_takes_nothing_from_others() {
+    for denial in [unmatched(), error(Class::Denied)] {
+        let world = World::new();
+        let held = world.get().await.unwrap();
+        sleep(MIN * 12).await;
+        world.entra_fails(Some(denial));
+        // Another resource, another caller: refused, or not yet known to this replica.
+        let report = world.account.token(&graph(), None).await.unwrap_err();
+        let challenge = world.account.token(&vault(), Some("{}")).await.unwrap_err();
+        assert_eq!(report.code, challenge.code);
+        let served = world.account.ready(&vault()).expect("not withdrawn");
+        assert!(Arc::ptr_eq(&held.token, &served.token));
+        // One answer of one replica, while the credential was good a while ago, may pass.
+        assert_eq!(report.retryable, report.code == "AADSTS700213");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_of_a_denial_goes_on_while_spire_is_away() {
+    let world = World::new();
+    world.get().await.unwrap();
+    world.spire_fails(Some(AssertionErrorKind::Denied));
+    sleep(MIN * 3).await;
+    world.spire_fails(Some(AssertionErrorKind::Unavailable));
+    let time = served_for(&world).await;
+    assert!(time <= MIN * 5, "{time:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_may_shorten_the_patience_with_denials() {
+    let world = World::new();
+    world.get().await.unwrap();
+    world.spire_fails(Some(AssertionErrorKind::Denied));
+    sleep(MIN * 3).await;
+    assert!(world.account.ready(&vault()).is_some());
+    let limits = crate::config::Limits {
+        revoke_after: SEC * 10,
+        ..Default::default()
+    };
+    world
+        .tokens
+        .reload(&[trust("payments")].iter().collect(), limits);
+    let time = served_for(&world).await;
+    assert!(time <= SEC * 31, "{time:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exchange_under_way_does_not_outlive_a_withdrawal() {
+    let world = World::new();
+    world.get().await.unwrap();
+    world.spire_fails(Some(AssertionErrorKind::Denied));
+    // Began with the SVID of before the denial, and ends after the withdrawal.
+    sleep(MIN * 2 + SEC * 10).await;
+    world.entra.script.lock().unwrap().latency = MIN * 10;
+    world.spire_fails(None);
+    sleep(MIN).await;
+    let account = Arc::clone(&world.account);
+    let asking = tokio::spawn(async move { account.token(&graph(), None).await });
+    sleep(SEC).await;
+    world.spire_fails(Some(AssertionErrorKind::Denied));
+    sleep(MIN * 11).await;
+    asking.await.unwrap().unwrap_err();
+    assert!(world.account.snapshot().revoked.is_some());
+    assert!(
+        world.account.ready(&graph()).is_none(),
+        "issued, and not served"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_drops_even_when_spire_is_away() {
+    let world = World::new();
+    world.get().await.unwrap();
+    sleep(SEC * 2).await;
+    world.spire_fails(Some(AssertionErrorKind::Unavailable));
+    assert_eq!(
+        world.account.refresh().await.unwrap_err().code,
+        "svid-unavailable"
+    );
+    assert!(world.account.ready(&vault()).is_none());
+    world.spire_fails(None);
+    sleep(SEC * 31).await;
+    assert!(world.get().await.is_ok());
+}

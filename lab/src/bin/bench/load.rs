@@ -1,73 +1,69 @@
 //! The load: kept-alive connections on one thread, each asking again as soon as it has its answer.
 //!
 //! It is as lean as it can be (epoll, one write and one read a request), so that it is the server
-//! that is measured; [`Load::busy`] tells whether it was. Every answer is looked at.
+//! that is measured; [`Load::generator`] tells whether it was. Every answer is looked at.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::daemon::pin;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::time::{ClockId, clock_gettime};
 
-/// What one round has shown.
-#[derive(Debug)]
-pub(crate) struct Load {
-    /// Answers a second.
-    pub(crate) rate: f64,
-    /// The median of the times to an answer.
-    pub(crate) p50: Duration,
-    /// What one in a hundred is slower than.
-    pub(crate) p99: Duration,
-    /// Which part of its core the generator has used: near one, it is the generator that was
-    /// measured.
-    pub(crate) busy: f64,
-}
+use super::proc;
 
-/// What is asked, and how.
+/// What is asked, and by how many.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) request: Vec<u8>,
     /// How long each body must be.
     pub(crate) body: usize,
     pub(crate) connections: usize,
-    pub(crate) time: Duration,
-    /// The core that the generator has for itself.
-    pub(crate) core: usize,
 }
 
-/// When the measured time begins and ends.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Edge {
-    Begin,
-    End,
+/// What has been seen so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Load {
+    pub(crate) answers: u64,
+    /// How long the load lasted.
+    pub(crate) wall: Duration,
+    /// Processor time that the server has used.
+    pub(crate) server: Duration,
+    /// Processor time that the generator has used.
+    pub(crate) generator: Duration,
+    /// How long each answer took, in nanoseconds.
+    pub(crate) times: Vec<u64>,
 }
 
-/// Loads the server behind a socket; `at` is called at both ends of the measured time.
-pub(crate) fn run(
-    socket: &Path,
-    plan: &Plan,
-    at: impl FnMut(Edge) -> io::Result<()> + Send,
-) -> io::Result<Load> {
-    // A thread of its own: the core is for this alone.
-    thread::scope(|scope| {
-        let generator = scope.spawn(move || {
-            pin(plan.core)?;
-            Generator::connect(socket, plan)?.measure(at)
-        });
-        generator
-            .join()
-            .unwrap_or_else(|_panic| Err(io::Error::other("the generator panicked")))
-    })
+impl Load {
+    /// Answers a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.answers as f64 / self.wall.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Processor time of the server for each answer, in microseconds.
+    pub(crate) fn cost(&self) -> f64 {
+        self.server.as_secs_f64() * 1e6 / (self.answers as f64).max(1.0)
+    }
+
+    /// What a part of the answers took no longer than, in microseconds.
+    pub(crate) fn percentile(&self, part: f64) -> f64 {
+        let mut times = self.times.clone();
+        times.sort_unstable();
+        let index = (times.len() as f64 * part) as usize;
+        times.get(index).map_or(0.0, |nanos| *nanos as f64 / 1e3)
+    }
 }
 
-struct Generator<'a> {
-    plan: &'a Plan,
+/// Connections to one server.
+pub(crate) struct Generator {
+    plan: Plan,
+    /// The server's process.
+    pid: u32,
     epoll: Epoll,
     clients: Vec<Client>,
+    events: Vec<EpollEvent>,
 }
 
 struct Client {
@@ -77,8 +73,9 @@ struct Client {
     asked: Instant,
 }
 
-impl<'a> Generator<'a> {
-    fn connect(socket: &Path, plan: &'a Plan) -> io::Result<Self> {
+impl Generator {
+    /// Connects.
+    pub(crate) fn connect(socket: &Path, pid: u32, plan: &Plan) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut clients = Vec::with_capacity(plan.connections);
         for index in 0..plan.connections as u64 {
@@ -87,80 +84,69 @@ impl<'a> Generator<'a> {
             // By edges: nothing has to be asked for again after each answer.
             let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
             epoll.add(&stream, EpollEvent::new(flags, index))?;
-            let buffer = vec![0; BUFFER];
+            let (buffer, asked) = (vec![0; BUFFER], Instant::now());
             clients.push(Client {
                 stream,
                 buffer,
                 filled: 0,
-                asked: Instant::now(),
+                asked,
             });
         }
+        let events = vec![EpollEvent::empty(); clients.len().min(256)];
         Ok(Self {
-            plan,
+            plan: plan.clone(),
+            pid,
             epoll,
             clients,
+            events,
         })
     }
 
-    fn measure(mut self, mut edge: impl FnMut(Edge) -> io::Result<()>) -> io::Result<Load> {
+    /// Loads the server for a while and adds what was seen.
+    pub(crate) fn run(&mut self, time: Duration, load: &mut Load) -> io::Result<()> {
+        let (server, generator) = (proc::cpu_time(self.pid)?, thread_time()?);
+        let began = Instant::now();
         for client in &mut self.clients {
-            client.ask(&self.plan.request)?;
+            client.asked = Instant::now();
+            client.send(&self.plan.request)?;
         }
-        self.answers(WARM_UP, |_| {})?;
-        let mut times = Vec::with_capacity(1 << 20);
-        edge(Edge::Begin)?;
-        let (began, cpu) = (Instant::now(), thread_time()?);
-        self.answers(self.plan.time, |time| times.push(time))?;
-        let (wall, cpu) = (began.elapsed(), thread_time()?.saturating_sub(cpu));
-        edge(Edge::End)?;
-        times.sort_unstable();
-        let at = |part: f64| {
-            let index = (times.len() as f64 * part) as usize;
-            times
-                .get(index)
-                .copied()
-                .map(Duration::from_nanos)
-                .unwrap_or_default()
-        };
-        Ok(Load {
-            rate: times.len() as f64 / wall.as_secs_f64(),
-            p50: at(0.5),
-            p99: at(0.99),
-            busy: cpu.as_secs_f64() / wall.as_secs_f64(),
-        })
-    }
-
-    /// Takes answers, and asks again for each, until the time is over.
-    fn answers(&mut self, time: Duration, mut took: impl FnMut(u64)) -> io::Result<()> {
-        let deadline = Instant::now() + time;
-        let mut last = Instant::now();
-        let mut events = vec![EpollEvent::empty(); self.clients.len().min(256)];
-        while last < deadline {
-            let ready = match self.epoll.wait(&mut events, EpollTimeout::from(SILENCE)) {
+        let deadline = began + time;
+        let mut under_way = self.clients.len();
+        let mut last = began;
+        while under_way > 0 {
+            let ready = match self
+                .epoll
+                .wait(&mut self.events, EpollTimeout::from(SILENCE))
+            {
                 Ok(0) => return Err(ErrorKind::TimedOut.into()),
                 Err(nix::errno::Errno::EINTR) => continue,
                 ready => ready?,
             };
-            for event in &events[..ready] {
+            for event in &self.events[..ready] {
                 let client = &mut self.clients[event.data() as usize];
-                if client.read(self.plan.body)? {
-                    last = Instant::now();
-                    took((last - client.asked).as_nanos() as u64);
+                if !client.read(self.plan.body)? {
+                    continue;
+                }
+                last = Instant::now();
+                load.answers += 1;
+                load.times.push((last - client.asked).as_nanos() as u64);
+                if last < deadline {
                     client.asked = last;
                     client.send(&self.plan.request)?;
+                } else {
+                    under_way -= 1;
                 }
             }
         }
+        load.wall += last - began;
+        load.generator += thread_time()?.saturating_sub(generator);
+        // Now that it waits, the kernel knows all that it has used.
+        load.server += proc::cpu_time(self.pid)?.saturating_sub(server);
         Ok(())
     }
 }
 
 impl Client {
-    fn ask(&mut self, request: &[u8]) -> io::Result<()> {
-        self.asked = Instant::now();
-        self.send(request)
-    }
-
     fn send(&mut self, request: &[u8]) -> io::Result<()> {
         // A request is far smaller than a socket's buffer, and none is under way.
         self.stream.write_all(request)
@@ -175,18 +161,16 @@ impl Client {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }
-            if let Some(expected) = length(&self.buffer[..self.filled], body)? {
-                match self.filled {
-                    filled if filled == expected => {
-                        self.filled = 0;
-                        // The next edge comes with the next answer: there is nothing left now.
-                        return Ok(true);
-                    }
-                    filled if filled > expected => {
-                        return Err(io::Error::other("more was answered than was asked"));
-                    }
-                    _ => {}
+            match length(&self.buffer[..self.filled], body)? {
+                // The next edge comes with the next answer: there is nothing left now.
+                Some(expected) if self.filled == expected => {
+                    self.filled = 0;
+                    return Ok(true);
                 }
+                Some(expected) if self.filled > expected => {
+                    return Err(io::Error::other("more was answered than was asked"));
+                }
+                _ => {}
             }
         }
     }
@@ -219,7 +203,33 @@ fn thread_time() -> io::Result<Duration> {
 
 /// An answer fits with room to spare.
 const BUFFER: usize = 16 << 10;
-/// How long the load lasts before it is measured.
-const WARM_UP: Duration = Duration::from_millis(300);
 /// How long no answer at all is a failure, in milliseconds.
 const SILENCE: u16 = 5000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_as_long_as_it_says_and_must_be_a_success() {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\ndate: x\r\n\r\n";
+        assert_eq!(length(&head.as_bytes()[..20], 5).unwrap(), None);
+        assert_eq!(length(head.as_bytes(), 5).unwrap(), Some(head.len() + 5));
+        assert!(length(head.as_bytes(), 6).is_err());
+        assert!(length(head.replace("200", "503").as_bytes(), 5).is_err());
+    }
+
+    #[test]
+    fn sums_are_made_of_what_was_seen() {
+        let load = Load {
+            answers: 1000,
+            wall: Duration::from_millis(500),
+            server: Duration::from_millis(10),
+            generator: Duration::ZERO,
+            times: (0..1000).rev().map(|n| n * 1000).collect(),
+        };
+        assert!((load.rate() - 2000.0).abs() < 1e-6);
+        assert!((load.cost() - 10.0).abs() < 1e-6);
+        assert!((load.percentile(0.99) - 990.0).abs() < 1e-6);
+    }
+}

@@ -28,23 +28,14 @@ pub(crate) fn memory(pid: u32) -> io::Result<Memory> {
     })
 }
 
-/// The processor time that a process has used.
+/// The processor time that a process' threads have used.
 pub(crate) fn cpu_time(pid: u32) -> io::Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name may hold anything but a closing parenthesis after which the fields begin.
-    let fields = stat
-        .rsplit_once(')')
-        .map(|(_, fields)| fields)
-        .unwrap_or_default();
-    let number = |index| {
-        fields
-            .split_whitespace()
-            .nth(index)
-            .and_then(|text| text.parse().ok())
-    };
-    let (user, system): (u64, u64) = number(11)
-        .zip(number(12))
-        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat cannot be read")))?;
-    // In ticks, of which Linux shows a hundred a second whatever its own clock does.
-    Ok(Duration::from_millis((user + system) * 10))
+    let mut nanos = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // Of one that ends just now there is nothing to be read.
+        let stat = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        let used = stat.split(' ').next().and_then(|text| text.parse().ok());
+        nanos += used.unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(nanos))
 }

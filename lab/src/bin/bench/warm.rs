@@ -1,14 +1,16 @@
-//! Warm requests: the product beside the bare server, round by round in turn, each on one core with
-//! the load on the other.
+//! Warm requests: the product beside the bare server, in turn, each on the same core with the load on
+//! the other.
 
+use std::io;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
-use lab::daemon::{Connection, Daemon, tied};
+use lab::daemon::{Connection, Daemon, pin, tied};
 use serde_json::json;
 
 use super::bare_server::BareServer;
-use super::load::{self, Load, Plan};
+use super::load::{Generator, Load, Plan};
 use super::table::{Goal, Row, Table, median};
 use super::{Cores, Failure, Options, proc, setup};
 
@@ -48,28 +50,24 @@ pub(crate) async fn measure(
         request: format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes(),
         body: answer.body.len(),
         connections: 0,
-        time: Duration::from_secs_f64(options.seconds),
-        core: cores.load,
     };
     for connections in CONNECTIONS {
         let plan = Plan {
             connections,
             ..plan.clone()
         };
-        let mut rounds = Vec::new();
-        for number in 0..options.rounds {
-            let ours = || Round::run(&daemon.socket(), daemon.pid(), &plan);
-            let limit = || Round::run(&bare.socket(), bare.pid(), &plan);
-            // The machine's mood changes: who goes first takes turns.
-            let (ours, limit) = if number % 2 == 0 {
-                let ours = ours()?;
-                (ours, limit()?)
-            } else {
-                let limit = limit()?;
-                (ours()?, limit)
-            };
-            rounds.push((ours, limit));
-        }
+        let rounds = thread::scope(|scope| {
+            // A thread of its own: the core is for this alone.
+            let rounds = scope.spawn(|| {
+                pin(cores.load).map_err(io::Error::from)?;
+                let ours = Generator::connect(&daemon.socket(), daemon.pid(), &plan)?;
+                let limit = Generator::connect(&bare.socket(), bare.pid(), &plan)?;
+                rounds(options, ours, limit)
+            });
+            rounds
+                .join()
+                .unwrap_or_else(|_panic| Err(io::Error::other("the load panicked")))
+        })?;
         report(connections, &rounds, table);
     }
     let memory = proc::memory(daemon.pid())?;
@@ -92,88 +90,84 @@ fn head(answer: &lab::daemon::Answer) -> Vec<(String, usize)> {
     head
 }
 
-/// One server under load for a while.
-#[derive(Debug)]
-struct Round {
-    load: Load,
-    /// Processor time that the server has used for each request.
-    cost: Duration,
-    /// Which part of its core the server has used.
-    busy: f64,
-}
+/// What was seen of the product and of the bare server.
+type Round = (Load, Load);
 
-impl Round {
-    fn run(socket: &Path, pid: u32, plan: &Plan) -> Result<Self, Failure> {
-        let mut before = Duration::ZERO;
-        let mut after = Duration::ZERO;
-        let load = load::run(socket, plan, |edge| {
-            let time = proc::cpu_time(pid)?;
-            match edge {
-                load::Edge::Begin => before = time,
-                load::Edge::End => after = time,
-            }
-            Ok(())
-        })?;
-        let used = after.saturating_sub(before).as_secs_f64();
-        let cost = Duration::from_secs_f64(used / (load.rate * plan.time.as_secs_f64()).max(1.0));
-        Ok(Self {
-            cost,
-            busy: used / plan.time.as_secs_f64(),
-            load,
-        })
+/// In slices, and in turn: whatever else the machine does concerns both.
+fn rounds(options: &Options, mut ours: Generator, mut limit: Generator) -> io::Result<Vec<Round>> {
+    for generator in [&mut ours, &mut limit] {
+        generator.run(WARM_UP, &mut Load::default())?;
     }
+    let slices = (options.seconds / SLICE.as_secs_f64()).ceil() as usize;
+    let mut rounds = Vec::new();
+    for _ in 0..options.rounds {
+        let mut round = Round::default();
+        for _ in 0..slices {
+            ours.run(SLICE, &mut round.0)?;
+            limit.run(SLICE, &mut round.1)?;
+        }
+        rounds.push(round);
+    }
+    Ok(rounds)
 }
 
-fn report(connections: usize, rounds: &[(Round, Round)], table: &mut Table) {
-    let of = |value: &dyn Fn(&(Round, Round)) -> f64| -> f64 {
-        median(rounds.iter().map(value).collect())
+fn report(connections: usize, rounds: &[Round], table: &mut Table) {
+    let of = |value: &dyn Fn(&Round) -> f64| median(rounds.iter().map(value).collect());
+    let both = |value: &dyn Fn(&Load) -> f64| {
+        format!(
+            "{:.0}/{:.0}",
+            of(&|(ours, _)| value(ours)),
+            of(&|(_, limit)| value(limit))
+        )
     };
-    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    let busy = |time: Duration, load: &Load| time.as_secs_f64() / load.wall.as_secs_f64() * 100.0;
     let ratios: Vec<_> = rounds
         .iter()
-        .map(|(ours, limit)| ours.load.rate / limit.load.rate)
+        .map(|(ours, limit)| ours.rate() / limit.rate())
         .collect();
     let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let high = ratios.iter().copied().fold(0.0, f64::max);
     let note = format!(
-        "{:.0} of {:.0} req/s; rounds {low:.2}-{high:.2}; p50 {:.0}/{:.0} us, p99 {:.0}/{:.0} us; \
-         cpu {:.1}/{:.1} us a request (ratio {:.2}); server busy {:.0}/{:.0} %, load {:.0}/{:.0} %",
-        of(&|(ours, _)| ours.load.rate),
-        of(&|(_, limit)| limit.load.rate),
-        of(&|(ours, _)| micros(ours.load.p50)),
-        of(&|(_, limit)| micros(limit.load.p50)),
-        of(&|(ours, _)| micros(ours.load.p99)),
-        of(&|(_, limit)| micros(limit.load.p99)),
-        of(&|(ours, _)| micros(ours.cost)),
-        of(&|(_, limit)| micros(limit.cost)),
-        of(&|(ours, limit)| limit.cost.as_secs_f64() / ours.cost.as_secs_f64().max(1e-9)),
-        of(&|(ours, _)| ours.busy * 100.0),
-        of(&|(_, limit)| limit.busy * 100.0),
-        of(&|(ours, _)| ours.load.busy * 100.0),
-        of(&|(_, limit)| limit.load.busy * 100.0),
+        "product/bare: {} req/s (rounds {low:.2} to {high:.2}), p50 {} us, p99 {} us, \
+         server busy {} %, load {} %",
+        both(&Load::rate),
+        both(&|load| load.percentile(0.5)),
+        both(&|load| load.percentile(0.99)),
+        both(&|load| busy(load.server, load)),
+        both(&|load| busy(load.generator, load)),
     );
-    let round = |round: &Round| {
+    let sums = |load: &Load| {
         json!({
-            "requests_per_second": round.load.rate,
-            "p50_us": micros(round.load.p50),
-            "p99_us": micros(round.load.p99),
-            "server_cpu_us_per_request": micros(round.cost),
-            "server_busy": round.busy,
-            "load_busy": round.load.busy,
+            "requests_per_second": load.rate(),
+            "p50_us": load.percentile(0.5),
+            "p99_us": load.percentile(0.99),
+            "server_cpu_us_per_request": load.cost(),
+            "server_busy_percent": busy(load.server, load),
+            "load_busy_percent": busy(load.generator, load),
         })
     };
     let details: Vec<_> = rounds
         .iter()
-        .map(|(ours, limit)| json!({ "product": round(ours), "bare": round(limit) }))
+        .map(|(ours, limit)| json!({ "product": sums(ours), "bare": sums(limit) }))
         .collect();
+    let name = format!("warm requests/s, {connections} connections");
+    let goal = Goal::AtLeast(0.85);
+    let row = Row::judged(name, median(ratios), "of bare hyper", goal).note(note);
     table.push(Row {
-        name: format!("warm requests, {connections} connections"),
-        value: median(ratios),
-        unit: "of bare hyper",
-        goal: Some(Goal::AtLeast(0.85)),
-        note,
         details: json!(details),
+        ..row
     });
+    let cost = of(&|(ours, limit)| limit.cost() / ours.cost());
+    let name = "  the same by the server's processor time";
+    table.push(Row::information(name, cost, "of bare hyper").note(format!(
+        "{:.2} us a request, bare {:.2}: what counts when others use the machine",
+        of(&|(ours, _)| ours.cost()),
+        of(&|(_, limit)| limit.cost()),
+    )));
 }
 
 const CONNECTIONS: [usize; 3] = [1, 32, 256];
+/// How long the load lasts before it is measured.
+const WARM_UP: Duration = Duration::from_millis(300);
+/// How long it stays with one server: short beside the moods of a machine that others use.
+const SLICE: Duration = Duration::from_millis(100);
