@@ -589,6 +589,51 @@ async fn a_page_of_metrics_is_made_once_a_second() {
 }
 
 #[tokio::test]
+async fn readiness_of_an_identity_tells_what_concerns_the_caller() {
+    if !is_root() {
+        eprintln!("not run: only root can act as another uid");
+        return;
+    }
+    let world = World::with(|plan| {
+        let mut both = (*plan.identities[1]).clone();
+        let mut narrow = uid(OTHER);
+        narrow.resources = Some(Resources::Only(["https://vault.azure.net".into()].into()));
+        both.callers = vec![uid(us()), narrow];
+        plan.identities[1] = Arc::new(both);
+    });
+    let mut report = Report::permanent("AADSTS700213", "No match", "the subject", "mend it");
+    report.correlation_id = Some("c-1".into());
+    *world.entra.fails.lock().unwrap() = Some(report);
+    let storage = "resource=https://storage.azure.com&identity=orders";
+    assert_eq!(world.token(storage).await.status, 424);
+
+    // Nothing stands against what this caller may ask for.
+    let mut other = Other::connect(&world.socket, Some(OTHER));
+    let ready = other.connection.get("/readyz/orders").await;
+    assert_eq!(ready.status, 200, "{}", ready.body);
+    assert_eq!(world.get("/readyz/orders").await.code(), "AADSTS700213");
+    let vault = other.connection.get(&format!("/v1/token?{VAULT}")).await;
+    assert_eq!(vault.status, 424);
+    let unready = other.connection.get("/readyz/orders").await;
+    assert_eq!(
+        (unready.status, unready.code().as_str()),
+        (503, "AADSTS700213")
+    );
+
+    // A caller waits for the registration entry as an admin does.
+    let world = World::start();
+    let report = Report::transient("svid-denied", "no entry", "no entry", "create it");
+    *world.spire.fails.lock().unwrap() = Some(report);
+    let mut other = Other::connect(&world.socket, Some(OTHER));
+    let unready = other.connection.get("/readyz/orders").await;
+    assert_eq!(
+        (unready.status, unready.code().as_str()),
+        (503, "svid-denied")
+    );
+    assert_eq!(unready.json()["fix"], "create it");
+}
+
+#[tokio::test]
 async fn refresh_drops_and_renews() {
     let world = World::start();
     assert!(world.token(VAULT).await.body.contains("token-1."));
