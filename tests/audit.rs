@@ -32,6 +32,7 @@ async fn the_audit_trail_tells_who_got_what_and_who_did_not() {
     connection
         .get("/v1/token?resource=https://graph.microsoft.com")
         .await;
+    assert_eq!(connection.get("/readyz/orders").await.status, 403);
     let mut report = Report::permanent("AADSTS700213", "t", "d", "f");
     report.correlation_id = Some("c-2".into());
     *world.entra.fails.lock().unwrap() = Some(report);
@@ -69,11 +70,12 @@ async fn the_audit_trail_tells_who_got_what_and_who_did_not() {
             "granted payments spiffe://example.org/payments - c0ffee uti-1",
             "denied orders - identity-not-allowed - -",
             "denied payments spiffe://example.org/payments resource-not-allowed - -",
+            "denied orders - identity-not-allowed - -",
             "failed payments spiffe://example.org/payments AADSTS700213 c-2 -",
             "repeated payments spiffe://example.org/payments - c0ffee uti-1",
         ]
     );
-    assert_eq!(lines[4]["repeats"], 2);
+    assert_eq!(lines[5]["repeats"], 2);
     assert!(!log.text().contains("token-1"), "no token in any log line");
 }
 

@@ -515,6 +515,124 @@ async fn metrics_are_served_over_tcp_and_nothing_else_is() {
     serving.await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_does_not_ask_or_read_keeps_no_place_at_the_metrics() {
+    let world = World::with(|plan| {
+        // A page that no buffer takes whole.
+        let many = (0..20_000).map(|n| {
+            let client_id = format!("{n:08x}-0000-0000-0000-00000000000a");
+            Arc::new(served::identity(&format!("identity-{n}"), &client_id, us()))
+        });
+        plan.identities.extend(many);
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (server, stop) = (world.server.clone(), world.stop.clone());
+    tokio::spawn(async move { server.serve_metrics(listener, stop).await });
+    let connect = |asks: &'static str| async move {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        stream.write_all(asks.as_bytes()).await.unwrap();
+        stream
+    };
+    const REQUEST: &str = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut held = Vec::new();
+    for place in 0..16 {
+        held.push(connect(if place % 2 == 0 { REQUEST } else { "GET /" }).await);
+    }
+    // Every place is taken: the next is closed unheard.
+    let mut late = connect("").await;
+    let mut byte = [0];
+    let read = tokio::io::AsyncReadExt::read(&mut late, &mut byte);
+    assert!(matches!(read.await, Ok(0) | Err(_)));
+
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let mut again = connect(REQUEST).await;
+    let mut head = [0; 12];
+    tokio::io::AsyncReadExt::read_exact(&mut again, &mut head)
+        .await
+        .unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn a_page_of_metrics_is_made_once_a_second() {
+    let world = World::start();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (server, stop) = (world.server.clone(), world.stop.clone());
+    tokio::spawn(async move { server.serve_metrics(listener, stop).await });
+    let scrape = || async {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut page = String::new();
+        tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut page)
+            .await
+            .unwrap();
+        page
+    };
+    let started = std::time::Instant::now();
+    let first = scrape().await;
+    assert!(first.ends_with("# EOF\n"));
+    world.token(VAULT).await;
+    let body = |page: &str| page.split_once("\r\n\r\n").unwrap().1.to_owned();
+    let second = scrape().await;
+    if started.elapsed() < Duration::from_secs(1) {
+        assert_eq!(body(&second), body(&first));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_ne!(body(&scrape().await), body(&first));
+}
+
+#[tokio::test]
+async fn readiness_of_an_identity_tells_what_concerns_the_caller() {
+    if !is_root() {
+        eprintln!("not run: only root can act as another uid");
+        return;
+    }
+    let world = World::with(|plan| {
+        let mut both = (*plan.identities[1]).clone();
+        let mut narrow = uid(OTHER);
+        narrow.resources = Some(Resources::Only(["https://vault.azure.net".into()].into()));
+        both.callers = vec![uid(us()), narrow];
+        plan.identities[1] = Arc::new(both);
+    });
+    let mut report = Report::permanent("AADSTS700213", "No match", "the subject", "mend it");
+    report.correlation_id = Some("c-1".into());
+    *world.entra.fails.lock().unwrap() = Some(report);
+    let storage = "resource=https://storage.azure.com&identity=orders";
+    assert_eq!(world.token(storage).await.status, 424);
+
+    // Nothing stands against what this caller may ask for.
+    let mut other = Other::connect(&world.socket, Some(OTHER));
+    let ready = other.connection.get("/readyz/orders").await;
+    assert_eq!(ready.status, 200, "{}", ready.body);
+    assert_eq!(world.get("/readyz/orders").await.code(), "AADSTS700213");
+    let vault = other.connection.get(&format!("/v1/token?{VAULT}")).await;
+    assert_eq!(vault.status, 424);
+    let unready = other.connection.get("/readyz/orders").await;
+    assert_eq!(
+        (unready.status, unready.code().as_str()),
+        (503, "AADSTS700213")
+    );
+
+    // A caller waits for the registration entry as an admin does.
+    let world = World::start();
+    let report = Report::transient("svid-denied", "no entry", "no entry", "create it");
+    *world.spire.fails.lock().unwrap() = Some(report);
+    let mut other = Other::connect(&world.socket, Some(OTHER));
+    let unready = other.connection.get("/readyz/orders").await;
+    assert_eq!(
+        (unready.status, unready.code().as_str()),
+        (503, "svid-denied")
+    );
+    assert_eq!(unready.json()["fix"], "create it");
+}
+
 #[tokio::test]
 async fn refresh_drops_and_renews() {
     let world = World::start();

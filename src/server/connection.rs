@@ -106,27 +106,38 @@ impl Connection {
                 scope: scope.clone(),
             }),
             Err(denial) => {
-                let problem = Problem::denied(denial, &self.caller);
                 // Only who may use the identity was told that it exists, and only they are.
                 let identity = match denial {
                     Denial::Resource => view.identity(&self.caller, wanted).ok(),
                     _ => None,
                 };
-                self.server.refusals.note(
-                    &self.caller,
+                let problem = self.denied(
+                    denial,
                     Refusal {
-                        outcome: "denied",
-                        reason: &problem.code,
                         identity: identity.as_ref().map(|(identity, _)| &**identity),
                         asked: wanted,
                         resource: Some(scope.resource()),
-                        correlation_id: None,
+                        ..Refusal::default()
                     },
                 );
                 self.server.count_request(&problem.code);
                 Err(problem)
             }
         }
+    }
+
+    /// Notes what policy says no to.
+    pub(super) fn denied(&self, denial: Denial, refusal: Refusal<'_>) -> Problem {
+        let problem = Problem::denied(denial, &self.caller);
+        self.server.refusals.note(
+            &self.caller,
+            Refusal {
+                outcome: "denied",
+                reason: &problem.code,
+                ..refusal
+            },
+        );
+        problem
     }
 
     /// A token, exchanged now if need be. What was decided before the wait is decided again when

@@ -137,7 +137,9 @@ impl Gate {
         }
         let total: usize = open.values().map(Vec::len).sum();
         if total >= caps.total {
-            let spare = total < caps.total + RESERVED;
+            // However fast strangers come and go, they leave some of the reserve to others.
+            let reserve = if stranger { RESERVED / 2 } else { RESERVED };
+            let spare = total < caps.total + reserve;
             let reserved = caps.standing == Standing::Admin && spare;
             let room = || {
                 made_room
@@ -244,7 +246,7 @@ impl Drop for Permit {
 }
 
 impl Slot {
-    fn new(stranger: bool) -> Self {
+    pub(super) fn new(stranger: bool) -> Self {
         Self {
             activity: Activity::new(),
             stranger: AtomicBool::new(stranger),
@@ -432,6 +434,31 @@ mod tests {
         // However many uids there are: a few go while a few come.
         let many = (100..200).filter_map(|uid| gate.admit(uid, caps).ok());
         assert!(many.collect::<Vec<_>>().len() <= STRANGERS);
+    }
+
+    #[test]
+    fn strangers_who_come_and_go_leave_places_for_admins() {
+        let gate = gate();
+        let known = Caps {
+            total: 32,
+            per_uid: 32,
+            standing: Standing::Caller,
+        };
+        let stranger = Caps {
+            standing: Standing::Stranger,
+            ..known
+        };
+        let _known: Vec<_> = (0..24).map(|_| gate.admit(7, known).unwrap()).collect();
+        // None of those told to go does.
+        let strangers = (100..200).chain(100..200);
+        let _strangers: Vec<_> = strangers
+            .filter_map(|uid| gate.admit(uid / 2, stranger).ok())
+            .collect();
+        let admin = Caps {
+            standing: Standing::Admin,
+            ..known
+        };
+        assert!(gate.admit(0, admin).is_ok());
     }
 
     #[test]

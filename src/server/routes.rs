@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::{
     Inner, Probe,
+    audit::Refusal,
     connection::{Connection, View},
     problem::Problem,
     reply::{self, Body},
@@ -85,7 +86,9 @@ pub(super) async fn readyz(connection: &Connection) -> Response<Body> {
     problem.into_http()
 }
 
-/// `GET /readyz/{identity}`: whether there is a JWT-SVID, and nothing stands against tokens.
+/// `GET /readyz/{identity}`: whether there is a JWT-SVID, and nothing stands against the tokens that
+/// this caller may ask for. Why there is no JWT-SVID is told to all who may use the identity: they
+/// wait for its registration entry, and can say so.
 pub(super) async fn identity_ready(connection: &Connection, wanted: &str) -> Response<Body> {
     match identity_problem(connection, wanted).await {
         None => reply::json(READY),
@@ -96,9 +99,15 @@ pub(super) async fn identity_ready(connection: &Connection, wanted: &str) -> Res
 async fn identity_problem(connection: &Connection, wanted: &str) -> Option<Problem> {
     let view = connection.view();
     let found = view.identity(&connection.caller, Some(wanted));
-    let account = match found {
-        Ok((_, account)) => account,
-        Err(denial) => return Some(Problem::denied(denial, &connection.caller)),
+    let (identity, account) = match found {
+        Ok(found) => found,
+        Err(denial) => {
+            let refusal = Refusal {
+                asked: Some(wanted),
+                ..Refusal::default()
+            };
+            return Some(connection.denied(denial, refusal));
+        }
     };
     match timeout(READY_WAIT, account.assertion()).await {
         Ok(Ok(_assertion)) => {}
@@ -110,14 +119,32 @@ async fn identity_problem(connection: &Connection, wanted: &str) -> Option<Probl
             ));
         }
     }
+    // What others ask for is none of this caller's business, nor what Entra said about it.
+    let admin = view.live.policy.is_admin(&connection.caller);
+    let visible = |resource: &str| {
+        let scope = Scope::from_resource(resource);
+        admin || scope.is_ok_and(|s| view.allows(&connection.caller, &identity.name, &s))
+    };
     let snapshot = account.snapshot();
     let failed = snapshot
         .tokens
         .iter()
-        .filter(|token| token.expires_in.is_none())
+        .filter(|token| token.expires_in.is_none() && visible(&token.resource))
         .find_map(|token| token.error.as_ref());
-    let report = snapshot.revoked.as_ref().or(failed)?;
-    Some(Problem::from(report).unavailable())
+    if let Some(revoked) = &snapshot.revoked
+        && admin
+    {
+        return Some(Problem::from(revoked).unavailable());
+    }
+    match failed {
+        Some(report) => Some(Problem::from(report).unavailable()),
+        None => snapshot.revoked.is_some().then(|| {
+            Problem::unready(
+                "the tokens of this identity are withdrawn",
+                "ask the operator; admins see why",
+            )
+        }),
+    }
 }
 
 /// `GET /v1/identities`

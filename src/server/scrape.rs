@@ -1,17 +1,22 @@
 //! `/metrics`: the counters, and what can be read off the state when somebody asks.
 
-use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{family::Family, gauge::Gauge, info::Info},
     registry::{Registry, Unit},
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -21,7 +26,7 @@ use super::{
     reply::{self, Body},
     status::State,
 };
-use crate::{config::Identity, tokens::Snapshot};
+use crate::{config::Identity, time::Moment, tokens::Snapshot};
 
 /// What is gathered for a scrape. Made anew each time: what is gone leaves no series behind.
 #[derive(Debug, Default)]
@@ -61,14 +66,19 @@ struct OfSocket {
 pub(super) fn answer(server: &Inner) -> Response<Body> {
     match page(server) {
         Ok(page) => reply::with(StatusCode::OK, CONTENT_TYPE, Bytes::from(page)),
-        // Writing to a `String` fails only when a metric says so.
-        Err(error) => Problem::unready(error.to_string(), "report this mistake").into_http(),
+        Err(error) => unwritten(error),
     }
+}
+
+/// Writing to a `String` fails only when a metric says so.
+fn unwritten(error: fmt::Error) -> Response<Body> {
+    Problem::unready(error.to_string(), "report this mistake").into_http()
 }
 
 /// Serves `GET /metrics` over TCP. Whoever can connect may read it: no secret is in it.
 pub(super) async fn run(server: Arc<Inner>, listener: TcpListener, shutdown: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let pages = Arc::new(Pages::default());
     let mut backoff = Backoff::default();
     loop {
         let accepted = tokio::select! {
@@ -88,20 +98,24 @@ pub(super) async fn run(server: Arc<Inner>, listener: TcpListener, shutdown: Can
             continue;
         };
         let (server, shutdown) = (Arc::clone(&server), shutdown.clone());
+        let pages = Arc::clone(&pages);
         tokio::spawn(async move {
             let service = service_fn(|request: Request<Incoming>| {
-                let answer = over_tcp(&server, &request);
+                let answer = over_tcp(&server, &pages, &request);
                 async move { Ok::<_, Infallible>(answer) }
             });
             let serving = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(READ_TIMEOUT)
+                // One request each, so that no scraper's next one meets the end of its time.
+                .keep_alive(false)
+                .header_read_timeout(None)
                 .max_buf_size(HEAD_LIMIT)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                ended = serving => if let Err(error) = ended {
-                    tracing::debug!(%error, "metrics connection ended");
+                ended = timeout(LIFETIME, serving) => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "metrics connection ended"),
+                    Err(_elapsed) => tracing::debug!("metrics connection took too long"),
                 },
             }
             drop(place);
@@ -109,14 +123,36 @@ pub(super) async fn run(server: Arc<Inner>, listener: TcpListener, shutdown: Can
     }
 }
 
-fn over_tcp(server: &Inner, request: &Request<Incoming>) -> Response<Body> {
+fn over_tcp(server: &Inner, pages: &Pages, request: &Request<Incoming>) -> Response<Body> {
     if request.uri().path() != "/metrics" {
         return Problem::no_route().into_http();
     }
     if request.method() != Method::GET {
         return Problem::method("GET").into_http();
     }
-    answer(server)
+    match pages.current(server) {
+        Ok(page) => reply::with(StatusCode::OK, CONTENT_TYPE, page),
+        Err(error) => unwritten(error),
+    }
+}
+
+/// A page that is good for a second: whoever can connect may ask for it, as often as they like.
+#[derive(Debug, Default)]
+struct Pages(Mutex<Option<(Moment, Bytes)>>);
+
+impl Pages {
+    fn current(&self, server: &Inner) -> Result<Bytes, fmt::Error> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = server.clock.now();
+        if let Some((at, page)) = &*last
+            && now.since(*at) < PAGE_AGE
+        {
+            return Ok(page.clone());
+        }
+        let page = Bytes::from(page(server)?);
+        *last = Some((now, page.clone()));
+        Ok(page)
+    }
 }
 
 fn page(server: &Inner) -> Result<String, fmt::Error> {
@@ -228,5 +264,7 @@ fn signed(number: impl TryInto<i64>) -> i64 {
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// A scraper or two, and somebody with curl.
 const CONNECTIONS: usize = 16;
-const READ_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a connection may take in all: to ask, and to read.
+const LIFETIME: Duration = Duration::from_secs(10);
+const PAGE_AGE: Duration = Duration::from_secs(1);
 const HEAD_LIMIT: usize = 16 * 1024;
