@@ -1,12 +1,10 @@
 //! `spiffe-entra refresh`
 
-use std::path::Path;
+use super::{Failure, client};
+use crate::cli::{ConfigFile, Refresh};
 
-use super::Failure;
-use crate::{cli::Refresh, client::Client};
-
-pub(super) async fn run(args: &Refresh, config: &Path) -> Result<(), Failure> {
-    Client::new(args.daemon.socket(config))
+pub(super) async fn run(args: &Refresh, config: &ConfigFile) -> Result<(), Failure> {
+    client(&args.daemon, config)?
         .post("/v1/refresh", &[("identity", &args.identity)])
         .await?;
     Ok(())

@@ -1,21 +1,18 @@
 //! `spiffe-entra status`: a row for each identity and resource, and the fix for what is wrong.
 
-use std::path::Path;
-
 use anstyle::{AnsiColor, Style};
 
 use super::{
-    Failure, one_line, print,
+    Failure, client, one_line, print,
     table::{Cell, Table, duration, in_colour, paint, stdout_has_colour},
 };
 use crate::{
-    cli::{self, StatusOutput},
-    client::Client,
+    cli::{self, ConfigFile, StatusOutput},
     server::status::{Fault, IdentityStatus, State, Status, TokenStatus},
 };
 
-pub(super) async fn run(args: &cli::Status, config: &Path) -> Result<(), Failure> {
-    let answer = Client::new(args.daemon.socket(config))
+pub(super) async fn run(args: &cli::Status, config: &ConfigFile) -> Result<(), Failure> {
+    let answer = client(&args.daemon, config)?
         .get("/v1/status", &[])
         .await?;
     let text = match args.output {
