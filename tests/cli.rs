@@ -243,10 +243,11 @@ fn health_says_it_by_its_exit_code_alone() {
 }
 
 #[test]
-fn refresh_posts_and_says_nothing() {
-    let daemon = Daemon::answers(200, r#"{"renewed":1}"#);
+fn refresh_posts_and_says_how_many() {
+    let daemon = Daemon::answers(200, r#"{"refreshed":2}"#);
     let output = daemon.run(&["refresh", "payments"]);
-    assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty());
+    assert!(output.status.success() && output.stderr.is_empty());
+    assert_eq!(text(&output.stdout), "2 tokens renewed\n");
     let asked = daemon.asked.join().unwrap();
     assert!(
         asked.starts_with("POST /v1/refresh?identity=payments HTTP/1.1\r\n"),
