@@ -335,7 +335,7 @@ fn target(path: &str, query: &[(&str, &str)]) -> String {
     let query = form_urlencoded::Serializer::new(String::new())
         .extend_pairs(query)
         .finish()
-        // The daemon reads URIs (RFC 3986), where a plus is a plus. One of ours is `%2B` already.
+        // A blank in every reading of a query. A plus of ours is `%2B` already.
         .replace('+', "%20");
     format!("{path}?{query}")
 }
