@@ -6,10 +6,10 @@
 use std::{
     ffi::{OsStr, OsString},
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint, error::ErrorKind};
 use clap_complete::Shell;
 
 use crate::telemetry::LogFormat;
@@ -23,17 +23,16 @@ use crate::telemetry::LogFormat;
     after_help = "Exit codes: 0 done, 1 the thing asked for failed, 2 wrong usage or configuration."
 )]
 pub struct Cli {
-    /// The configuration file.
+    /// The configuration file [default: /etc/spiffe-entra/config.toml].
     #[arg(
         long,
         global = true,
         value_name = "FILE",
         env = "SPIFFE_ENTRA_CONFIG",
-        default_value = DEFAULT_CONFIG,
         value_hint = ValueHint::FilePath
     )]
     // Not a `PathBuf`: clap refuses an empty one, and an empty variable counts as none.
-    config: OsString,
+    config: Option<OsString>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -203,30 +202,89 @@ pub struct Daemon {
     socket: Option<OsString>,
 }
 
+/// The configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether that was said, rather than left at the default.
+    named: bool,
+}
+
 impl Cli {
     /// The configuration file.
-    pub fn config(&self) -> PathBuf {
-        non_empty(&self.config).unwrap_or_else(|| DEFAULT_CONFIG.into())
+    pub fn config(&self) -> ConfigFile {
+        let named = self.config.as_deref().and_then(non_empty);
+        ConfigFile {
+            named: named.is_some(),
+            path: named.unwrap_or_else(|| DEFAULT_CONFIG.into()),
+        }
     }
 }
 
 impl Daemon {
     /// The socket to ask: the one given, else the first one configured, else the usual one.
-    pub fn socket(&self, config: &Path) -> PathBuf {
-        self.socket
-            .as_deref()
-            .and_then(non_empty)
-            .or_else(|| first_socket(config))
-            .unwrap_or_else(|| DEFAULT_SOCKET.into())
+    pub fn socket(&self, config: &ConfigFile) -> Result<PathBuf, String> {
+        if let Some(given) = self.socket.as_deref().and_then(non_empty) {
+            return Ok(given);
+        }
+        let configured = config.first_socket().map_err(|error| {
+            format!(
+                "{}: {error}: cannot tell the daemon's socket from it; name a file that can be \
+                 read (--config, SPIFFE_ENTRA_CONFIG), or the socket itself (--socket)",
+                config.path.display()
+            )
+        })?;
+        Ok(configured.unwrap_or_else(|| DEFAULT_SOCKET.into()))
     }
 }
 
-/// The first socket of a configuration that may be wrong elsewhere, out of reach or not there: that
-/// is the daemon's business, and a client must not fail because of it.
-fn first_socket(config: &Path) -> Option<PathBuf> {
-    let table: toml::Table = fs::read_to_string(config).ok()?.parse().ok()?;
-    let listen = table.get("listen")?.as_array()?.first()?;
-    Some(PathBuf::from(listen.get("socket")?.as_str()?))
+impl ConfigFile {
+    /// The first socket of a configuration that may be wrong elsewhere, which is the daemon's
+    /// business. The usual file may also be out of reach or not there: not every client may read it.
+    /// But whoever names a file means the daemon of that file and no other.
+    fn first_socket(&self) -> Result<Option<PathBuf>, String> {
+        let table: Result<toml::Table, String> = fs::read_to_string(&self.path)
+            .map_err(|error| error.to_string())
+            .and_then(|text| text.parse().map_err(|_shown_by_check| "no TOML".into()));
+        let table = match table {
+            Ok(table) => table,
+            Err(error) if self.named => return Err(error),
+            Err(_) => return Ok(None),
+        };
+        let first = table.get("listen").and_then(|listen| listen.get(0));
+        let socket = first.and_then(|listen| listen.get("socket")?.as_str());
+        Ok(socket.map(PathBuf::from))
+    }
+}
+
+/// What is wrong with a command line, on one line; nothing when it is an answer rather than an error
+/// (help, version), or the help that an empty command line gets.
+pub fn complaint(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return None;
+    }
+    let rendered = error.render().to_string();
+    // The error, which may have a list, and tips. What comes then is the same whatever is wrong.
+    let said: Vec<_> = rendered
+        .split("\n\n")
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
+        .take_while(|text| !text.starts_with("Usage:") && !text.starts_with("For more information"))
+        .collect();
+    let said = said.join("; ");
+    let said = said.strip_prefix("error: ").unwrap_or(&said);
+    let program = Cli::command();
+    // The word behind --config is a file.
+    let before = [OsStr::new("")]
+        .into_iter()
+        .chain(args.iter().map(OsString::as_os_str));
+    let command = args
+        .iter()
+        .zip(before)
+        .filter(|(_, before)| *before != "--config")
+        .find_map(|(word, _)| program.find_subcommand(word))
+        .map_or_else(String::new, |found| format!("{} ", found.get_name()));
+    Some(format!("{said}; see `spiffe-entra {command}--help`"))
 }
 
 fn non_empty(text: &OsStr) -> Option<PathBuf> {
@@ -239,7 +297,7 @@ const DEFAULT_SOCKET: &str = "/run/spiffe-entra/spiffe-entra.sock";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
+    use std::path::Path;
 
     #[test]
     fn the_definition_is_consistent() {
@@ -255,31 +313,115 @@ mod tests {
     #[test]
     fn the_socket_is_the_one_given_then_the_first_configured_then_the_usual_one() {
         let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config.toml");
+        let path = dir.path().join("config.toml");
+        let file = |named| ConfigFile {
+            path: path.clone(),
+            named,
+        };
+        let socket = |given: Option<&str>| daemon(given).socket(&file(false)).unwrap();
         let usual = PathBuf::from(DEFAULT_SOCKET);
-        assert_eq!(daemon(None).socket(&config), usual);
+        assert_eq!(socket(None), usual);
         // Mistakes elsewhere do not matter.
         let listen =
             "[[listen]]\nsocket = \"/a\"\n[[listen]]\nsocket = \"/b\"\n[entra]\nnonsense = 1\n";
-        fs::write(&config, listen).unwrap();
-        assert_eq!(daemon(None).socket(&config), Path::new("/a"));
-        assert_eq!(daemon(Some("")).socket(&config), Path::new("/a"));
-        assert_eq!(daemon(Some("/given")).socket(&config), Path::new("/given"));
+        fs::write(&path, listen).unwrap();
+        assert_eq!(socket(None), Path::new("/a"));
+        assert_eq!(socket(Some("")), Path::new("/a"));
+        assert_eq!(socket(Some("/given")), Path::new("/given"));
+        assert_eq!(daemon(None).socket(&file(true)).unwrap(), Path::new("/a"));
         for broken in [
             "[[listen",
             "listen = 1",
             "[[listen]]\nsocket = 1",
             "listen = []",
         ] {
-            fs::write(&config, broken).unwrap();
-            assert_eq!(daemon(None).socket(&config), usual, "{broken}");
+            fs::write(&path, broken).unwrap();
+            assert_eq!(socket(None), usual, "{broken}");
         }
+    }
+
+    #[test]
+    fn whoever_names_a_file_that_cannot_be_read_is_not_sent_to_another_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = ConfigFile {
+            path: dir.path().join("config.toml"),
+            named: true,
+        };
+        let missing = daemon(None).socket(&file).unwrap_err();
+        assert!(missing.contains("config.toml: No such file"), "{missing}");
+        fs::write(&file.path, "[[listen").unwrap();
+        let broken = daemon(None).socket(&file).unwrap_err();
+        assert!(broken.contains("config.toml: no TOML"), "{broken}");
+        let given = daemon(Some("/given")).socket(&file).unwrap();
+        assert_eq!(given, Path::new("/given"));
+        // One that has no sockets is served at the usual one.
+        fs::write(&file.path, "").unwrap();
+        let usual = daemon(None).socket(&file).unwrap();
+        assert_eq!(usual, Path::new(DEFAULT_SOCKET));
     }
 
     #[test]
     fn an_empty_variable_counts_as_none() {
         let cli = Cli::try_parse_from(["spiffe-entra", "--config", "", "health"]).unwrap();
-        assert_eq!(cli.config(), Path::new(DEFAULT_CONFIG));
+        let usual = ConfigFile {
+            path: DEFAULT_CONFIG.into(),
+            named: false,
+        };
+        assert_eq!(cli.config(), usual);
+    }
+
+    #[test]
+    fn help_names_the_defaults() {
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.contains(DEFAULT_CONFIG), "{help}");
+        let help = Cli::command()
+            .find_subcommand_mut("status")
+            .unwrap()
+            .render_long_help()
+            .to_string();
+        assert!(help.contains(DEFAULT_SOCKET), "{help}");
+    }
+
+    #[test]
+    fn a_complaint_is_one_line_that_leads_to_the_help() {
+        for (line, says) in [
+            (
+                "tokn",
+                "unrecognized subcommand 'tokn'; tip: a similar subcommand exists: 'token'; see \
+                 `spiffe-entra --help`",
+            ),
+            (
+                "token",
+                "the following required arguments were not provided: \
+                 <--resource <RESOURCE>|--scope <SCOPE>>; see `spiffe-entra token --help`",
+            ),
+            (
+                "--config status refresh",
+                "the following required arguments were not provided: <IDENTITY>; see \
+                 `spiffe-entra refresh --help`",
+            ),
+            (
+                "status --output xml",
+                "invalid value 'xml' for '--output <FORMAT>' [possible values: table, json]; see \
+                 `spiffe-entra status --help`",
+            ),
+        ] {
+            let args: Vec<OsString> = ["spiffe-entra"]
+                .into_iter()
+                .chain(line.split(' '))
+                .map(Into::into)
+                .collect();
+            let error = Cli::try_parse_from(&args).unwrap_err();
+            assert_eq!(complaint(&error, &args).as_deref(), Some(says));
+        }
+        for line in [
+            &["spiffe-entra", "--help"][..],
+            &["spiffe-entra", "-V"],
+            &["spiffe-entra"],
+        ] {
+            let error = Cli::try_parse_from(line).unwrap_err();
+            assert_eq!(complaint(&error, &[]), None, "{line:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Whatever goes wrong becomes one line that says what to do about it.
 
 use std::{
+    borrow::Cow,
     fs, io,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
@@ -213,19 +214,56 @@ fn kept_out(socket: &Path) -> (String, String) {
     let Some((path, data)) = seen else {
         return ("permission denied".into(), "ask its administrator".into());
     };
-    let what = if path == socket { "it" } else { "its folder" };
-    let group = group_name(data.gid());
+    let found = Found {
+        path,
+        is_socket: path == socket,
+        mode: data.mode(),
+        group: (data.gid() != 0).then(|| group_name(data.gid())),
+    };
+    let what = if found.is_socket { "it" } else { "its folder" };
     (
         format!(
-            "permission denied: {what} ({}) belongs to {}:{group} with mode {:04o}",
+            "permission denied: {what} ({}) belongs to {}:{} with mode {:04o}",
             path.display(),
             user_name(data.uid()),
+            group_name(data.gid()),
             data.mode() & 0o7777
         ),
-        format!(
-            "run as a member of the group {group}, or change `mode` or `group` of this [[listen]]"
-        ),
+        found.let_in(),
     )
+}
+
+/// A file in the way to the daemon.
+struct Found<'a> {
+    path: &'a Path,
+    is_socket: bool,
+    mode: u32,
+    /// Nothing for root's: to be in that is no way to get a token.
+    group: Option<String>,
+}
+
+impl Found<'_> {
+    /// What lets more in. Membership of its group is worth a word only where it opens the file.
+    fn let_in(&self) -> String {
+        let (bit, change) = if self.is_socket {
+            let change = "change `mode` or `group` of this [[listen]] (SocketMode and SocketGroup, \
+                          where systemd made the socket): connecting takes the right to write";
+            (0o020, change.to_owned())
+        } else {
+            let path = self.path.display();
+            let change = format!(
+                "let others into the folder: `chmod o+x {path}`, or RuntimeDirectoryMode=0755 \
+                 where systemd makes it"
+            );
+            (0o010, change)
+        };
+        match &self.group {
+            Some(group) if self.mode & bit != 0 => {
+                format!("run as a member of the group {group}, or {change}")
+            }
+            _ => change,
+        }
+    }
 }
 
 /// Why nobody answers at a path that exists.
@@ -254,8 +292,8 @@ fn group_name(gid: u32) -> String {
     group.map_or_else(|| gid.to_string(), |group| group.name)
 }
 
-/// What the daemon said when it said no, on one line. A body that is no problem document is not
-/// quoted: whatever answers there may put anything into it.
+/// What the daemon said when it said no, on one line, and nothing twice. A body that is no problem
+/// document is not quoted: whatever answers there may put anything into it.
 fn told(status: StatusCode, problem: Option<&Problem>) -> String {
     let Some(problem) = problem else {
         return format!("the daemon answered {status}");
@@ -266,8 +304,27 @@ fn told(status: StatusCode, problem: Option<&Problem>) -> String {
         .map_or_else(String::new, |id| format!(", correlation id {id}"));
     format!(
         "{} ({}{id}): {}; {}",
-        problem.title, problem.code, problem.detail, problem.fix
+        problem.title,
+        problem.code,
+        gist(problem),
+        problem.fix
     )
+}
+
+/// The detail without what Entra puts around it: the code, which stands before it already, and at the
+/// end a link to general documentation, where the fix says what it means here.
+fn gist(problem: &Problem) -> Cow<'_, str> {
+    if !problem.code.starts_with("AADSTS") {
+        return Cow::Borrowed(&problem.detail);
+    }
+    let detail = problem
+        .detail
+        .replacen(&format!("{}: ", problem.code), "", 1);
+    let detail = match detail.trim_end().rsplit_once(' ') {
+        Some((text, link)) if DOCUMENTATION.iter().any(|site| link.starts_with(site)) => text,
+        _ => &detail,
+    };
+    Cow::Owned(detail.trim_end_matches(['.', ' ']).to_owned())
 }
 
 /// The request target.
@@ -278,10 +335,17 @@ fn target(path: &str, query: &[(&str, &str)]) -> String {
     let query = form_urlencoded::Serializer::new(String::new())
         .extend_pairs(query)
         .finish()
-        // The daemon reads URIs (RFC 3986), where a plus is a plus. One of ours is `%2B` already.
+        // A blank in every reading of a query. A plus of ours is `%2B` already.
         .replace('+', "%20");
     format!("{path}?{query}")
 }
+
+/// Where Microsoft explains things in general.
+const DOCUMENTATION: [&str; 3] = [
+    "https://learn.microsoft.com/",
+    "https://docs.microsoft.com/",
+    "https://aka.ms/",
+];
 
 /// More than the daemon lets anybody wait.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -424,10 +488,79 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let (reason, fix) = kept_out(&path);
         assert!(reason.contains("mode 0600"), "{reason}");
-        let group = group_name(nix::unistd::getegid().as_raw());
-        assert!(fix.contains(&format!("group {group},")), "{fix}");
+        assert!(fix.starts_with("change `mode` or `group`"), "{fix}");
         // Nothing below the folder can be seen: the folder is what is named.
-        let (reason, _) = kept_out(&dir.path().join("gone/s"));
+        let (reason, fix) = kept_out(&dir.path().join("gone/s"));
         assert!(reason.contains("its folder"), "{reason}");
+        let command = format!("`chmod o+x {}`", dir.path().display());
+        assert!(
+            fix.contains(&command) && !fix.contains("[[listen]]"),
+            "{fix}"
+        );
+    }
+
+    #[test]
+    fn a_group_is_named_only_where_it_helps_and_never_roots() {
+        let fix = |is_socket, mode, group: Option<&str>| {
+            let path = Path::new("/run/x");
+            Found {
+                path,
+                is_socket,
+                mode,
+                group: group.map(str::to_owned),
+            }
+            .let_in()
+        };
+        let word = "run as a member of the group tokens, or ";
+        for (is_socket, mode, named) in [
+            (true, 0o660, true),
+            (true, 0o600, false),
+            (true, 0o650, false),
+            (false, 0o710, true),
+            (false, 0o700, false),
+            (false, 0o760, false),
+        ] {
+            let fix_of = |group| fix(is_socket, mode, group);
+            assert_eq!(fix_of(Some("tokens")).starts_with(word), named, "{mode:o}");
+            assert!(!fix_of(None).contains("member"), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn entras_own_words_do_not_say_again_what_was_said() {
+        let line_of = |code: &str, detail: &str| {
+            let problem = serde_json::json!({
+                "type": "about:blank", "status": 424, "title": "T", "code": code,
+                "detail": detail, "fix": "F", "retryable": false,
+            });
+            let problem: Problem = serde_json::from_value(problem).unwrap();
+            told(StatusCode::FAILED_DEPENDENCY, Some(&problem))
+        };
+        for (code, detail, line) in [
+            (
+                "AADSTS700213",
+                "AADSTS700213: No record for subject 'spiffe://a/b'. Check it. \
+                 https://learn.microsoft.com/entra/workload-id",
+                "T (AADSTS700213): No record for subject 'spiffe://a/b'. Check it; F",
+            ),
+            (
+                "AADSTS700024",
+                "the clock of this machine is behind. AADSTS700024: Out of its range.",
+                "T (AADSTS700024): the clock of this machine is behind. Out of its range; F",
+            ),
+            // A link that is what it is about.
+            (
+                "AADSTS50166",
+                "AADSTS50166: Cannot fetch https://oidc.example.org/keys",
+                "T (AADSTS50166): Cannot fetch https://oidc.example.org/keys; F",
+            ),
+            (
+                "entra-dns",
+                "cannot look up https://learn.microsoft.com/",
+                "T (entra-dns): cannot look up https://learn.microsoft.com/; F",
+            ),
+        ] {
+            assert_eq!(line_of(code, detail), line);
+        }
     }
 }

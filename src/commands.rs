@@ -19,8 +19,8 @@ use std::{
 };
 
 use crate::{
-    cli::{Check, CheckOutput, Cli, Command},
-    client::ClientError,
+    cli::{Check, CheckOutput, Cli, Command, ConfigFile, Daemon},
+    client::{Client, ClientError},
     config,
 };
 
@@ -30,9 +30,9 @@ use crate::{
 pub async fn dispatch(cli: Cli, inherited: Vec<UnixListener>) -> Result<(), Failure> {
     let config = cli.config();
     match cli.command {
-        Command::Run(args) => run::run(args, config, inherited).await,
+        Command::Run(args) => run::run(args, config.path, inherited).await,
         Command::Token(args) => token::run(&args, &config).await,
-        Command::Check(args) => checked(&args, &config),
+        Command::Check(args) => checked(&args, &config.path),
         Command::Status(args) => status::run(&args, &config).await,
         Command::Health(args) => health::run(&args, &config).await,
         Command::Refresh(args) => refresh::run(&args, &config).await,
@@ -103,6 +103,12 @@ impl From<ClientError> for Failure {
             Self::Failed(text)
         }
     }
+}
+
+/// For the daemon that the command line means.
+fn client(daemon: &Daemon, config: &ConfigFile) -> Result<Client, Failure> {
+    let socket = daemon.socket(config).map_err(Failure::Usage)?;
+    Ok(Client::new(socket))
 }
 
 /// Prints to stdout.

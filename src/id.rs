@@ -67,6 +67,8 @@ pub struct Scope(Arc<str>);
 
 const DEFAULT_SUFFIX: &str = "/.default";
 const SCOPE_LIMIT: usize = 2048;
+/// What people write between scopes.
+const SEPARATORS: [char; 3] = [' ', '+', ','];
 
 impl Scope {
     /// From the `resource` parameter. `/.default` is appended to what was asked, so that
@@ -78,6 +80,12 @@ impl Scope {
 
     /// From the `scope` parameter, which must name one resource and end in `/.default`.
     pub fn from_scope(scope: &str) -> Result<Self, String> {
+        // First, for each of several scopes has its own end.
+        if scope.contains(SEPARATORS) {
+            return Err("`scope` takes one resource and `/.default`, such as \
+                 https://vault.azure.net/.default: ask once for each resource, and for nothing else"
+                .into());
+        }
         let Some(resource) = scope.strip_suffix(DEFAULT_SUFFIX) else {
             return Err(format!(
                 "the scope must end in `/.default` (client credentials have no other): ask for \
@@ -91,7 +99,7 @@ impl Scope {
         if resource.trim_matches('/').is_empty() {
             return Err("the resource is empty: name one, such as https://vault.azure.net".into());
         }
-        if resource.contains([' ', '+', ',']) {
+        if resource.contains(SEPARATORS) {
             return Err("one token is for one resource: ask once for each".into());
         }
         if resource.len() + DEFAULT_SUFFIX.len() > SCOPE_LIMIT {
@@ -206,6 +214,11 @@ mod tests {
                 .unwrap_err()
                 .contains("one resource")
         );
+        for several in ["openid profile", "https://a/.default https://b/.default"] {
+            let error = Scope::from_scope(several).unwrap_err();
+            assert!(error.contains("ask once for each"), "{error}");
+            assert!(!error.contains("scope=openid"), "{error}");
+        }
         for bad in ["", "/", "/.default", "a\nb", "ü"] {
             assert!(Scope::from_resource(bad).is_err(), "{bad:?}");
         }

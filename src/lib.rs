@@ -2,15 +2,20 @@
 //!
 //! # Layout
 //!
-//! Data flows one way, and a module sees only those to its left and the base:
+//! A module sees those it calls and the base, and nothing that calls it:
 //!
-//! [`assertion`] (a JWT-SVID from the Workload API) → [`exchange`] (one POST to Entra) →
-//! `tokens` (the cache) → `policy` (who may ask what) → `server` (the socket).
+//! * [`assertion`] (a JWT-SVID from the Workload API) ← [`exchange`] (one POST to Entra) ←
+//!   [`tokens`] (the cache): the way to a token.
+//! * [`caller`] (who is asking) ← [`policy`] (who may ask what): the way to a decision. It sees no
+//!   tokens, and they know of no callers.
+//! * [`config`] turns what the operator wrote into a [`config::Plan`], which `policy` and `tokens`
+//!   go by.
+//! * [`server`] (the sockets) brings both together, and [`app`] wires everything.
+//! * [`cli`] (what can be typed), [`client`] (one request to a daemon) and [`commands`] are the rest
+//!   of the program.
 //!
-//! The base is [`time`], [`secret`], [`id`], [`report`], `metrics` and `telemetry`;
-//! [`config`] turns what the operator wrote into a
-//! `Plan`; `app` wires everything and is the only module that imports everything; `commands`
-//! are the program's subcommands.
+//! The base is [`time`], [`secret`], [`id`], [`report`], [`metrics`], [`telemetry`] and [`harden`]
+//! (no core dumps, no ptrace). `tests/layering.rs` holds everybody to it.
 
 pub mod app;
 pub mod assertion;

@@ -1,10 +1,10 @@
 //! The `spiffe-entra` program: parse, start a runtime, dispatch, answer with an exit code.
 
-use std::{io::Write, process::ExitCode};
+use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::Parser;
 use spiffe_entra::{
-    cli::{Cli, Command},
+    cli::{self, Cli, Command},
     commands::{self, Failure},
     server::activation,
     telemetry,
@@ -14,7 +14,15 @@ fn main() -> ExitCode {
     telemetry::catch_panics();
     // Before there are threads: it edits the environment.
     let inherited = activation::inherited();
-    let cli = Cli::parse();
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => match cli::complaint(&error, &args) {
+            Some(complaint) => return end(&Failure::Usage(complaint)),
+            // Help and version.
+            None => error.exit(),
+        },
+    };
     let outcome = runtime(&cli.command).and_then(|runtime| {
         let inherited = inherited.map_err(|error| {
             Failure::Failed(format!("cannot take over the sockets of systemd: {error}"))
@@ -26,14 +34,16 @@ fn main() -> ExitCode {
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            if let Some(message) = failure.message() {
-                // Where stderr is closed, the exit code is what is left to say it with.
-                let _ = writeln!(std::io::stderr(), "spiffe-entra: {message}");
-            }
-            failure.exit_code()
-        }
+        Err(failure) => end(&failure),
     }
+}
+
+fn end(failure: &Failure) -> ExitCode {
+    if let Some(message) = failure.message() {
+        // Where stderr is closed, the exit code is what is left to say it with.
+        let _ = writeln!(std::io::stderr(), "spiffe-entra: {message}");
+    }
+    failure.exit_code()
 }
 
 fn runtime(command: &Command) -> Result<tokio::runtime::Runtime, Failure> {

@@ -23,11 +23,11 @@ const SECRET: &str = "eyJhbGciOiJSUzI1NiJ9.c2VjcmV0.c2lnbmF0dXJl";
 #[test]
 fn wrong_usage_exits_2() {
     for args in [
-        &[][..],
-        &["nonsense"],
+        &["nonsense"][..],
         &["token"],
         &["token", "--resource", "a", "--scope", "b/.default"],
         &["token", "--resource", "https://a https://b"],
+        &["token", "--scope", "openid profile"],
         &["token", "--scope", "https://graph.microsoft.com/User.Read"],
         &["token", "--resource", "a", "--output", "yaml"],
         &["status", "--output", "xml"],
@@ -39,9 +39,19 @@ fn wrong_usage_exits_2() {
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
-        assert!(output.stdout.is_empty(), "{args:?}: {output:?}");
-        assert!(!output.stderr.is_empty(), "{args:?}");
+        let said = one_line(&output);
+        assert!(said.starts_with("spiffe-entra: "), "{args:?}: {said}");
     }
+    let said = one_line(&run(&["token"]));
+    assert!(
+        said.contains("--resource") && said.ends_with("see `spiffe-entra token --help`"),
+        "{said}"
+    );
+    // Who says nothing at all gets the help.
+    let output = run(&[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    assert!(text(&output.stderr).contains("Commands:"), "{output:?}");
 }
 
 #[test]
@@ -130,6 +140,36 @@ fn a_missing_socket_is_explained_in_one_line() {
 }
 
 #[test]
+fn a_named_configuration_that_cannot_be_read_leads_to_no_other_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("none.toml");
+    for command in [
+        &["token", "--resource", "https://vault.azure.net"][..],
+        &["status"],
+        &["refresh", "payments"],
+        &["health"],
+    ] {
+        let by_option = [command, &["--config", missing.to_str().unwrap()]].concat();
+        let by_variable = program(command)
+            .env("SPIFFE_ENTRA_CONFIG", &missing)
+            .output()
+            .unwrap();
+        for output in [run(&by_option), by_variable] {
+            assert_eq!(output.status.code(), Some(2), "{command:?}: {output:?}");
+            let said = one_line(&output);
+            assert!(
+                said.contains("none.toml: No such file") && said.contains("--socket"),
+                "{said}"
+            );
+        }
+    }
+    // The socket is all that is wanted of it.
+    let daemon = Daemon::answers(200, "{}");
+    let output = daemon.run(&["health", "--config", missing.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
 fn a_token_is_printed_with_a_newline_or_with_all_that_came() {
     let answer = format!(r#"{{"access_token":"{SECRET}","token_type":"Bearer","expires_in":9}}"#);
     let token = ["token", "--resource", "https://a", "--identity", "b c+d"];
@@ -152,7 +192,8 @@ fn a_refusal_is_one_line_with_its_fix_and_its_code() {
     for (status, code) in [(400, 2), (403, 1), (424, 1), (503, 1)] {
         let problem = format!(
             r#"{{"type":"about:blank","status":{status},"title":"No credential matches",
-               "detail":"subject\ndiffers \u001b[31m","code":"AADSTS700213",
+               "detail":"AADSTS700213: subject\ndiffers \u001b[31m. https://learn.microsoft.com/x",
+               "code":"AADSTS700213",
                "fix":"add a credential","retryable":false,"correlation_id":"c-1"}}"#
         );
         let daemon = Daemon::answers(status, &problem);
@@ -202,10 +243,11 @@ fn health_says_it_by_its_exit_code_alone() {
 }
 
 #[test]
-fn refresh_posts_and_says_nothing() {
-    let daemon = Daemon::answers(200, r#"{"renewed":1}"#);
+fn refresh_posts_and_says_how_many() {
+    let daemon = Daemon::answers(200, r#"{"refreshed":2}"#);
     let output = daemon.run(&["refresh", "payments"]);
-    assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty());
+    assert!(output.status.success() && output.stderr.is_empty());
+    assert_eq!(text(&output.stdout), "2 tokens renewed\n");
     let asked = daemon.asked.join().unwrap();
     assert!(
         asked.starts_with("POST /v1/refresh?identity=payments HTTP/1.1\r\n"),

@@ -159,6 +159,7 @@ impl LabFile {
         let ca = Ca::new()?;
         let mut ready = Vec::new();
         if let Some(path) = &self.ca_file {
+            make_folder_of(path)?;
             ca.write(path)?;
             ready.push(json!({ "ready": "ca", "file": path }));
         }
@@ -249,6 +250,7 @@ impl WorkloadTable {
             crate::workload::check_spiffe_id(&entry.spiffe_id)
                 .map_err(|why| Error::Config(format!("entry {}: {why}", entry.spiffe_id)))?;
         }
+        make_folder_of(&self.socket)?;
         let workload = Workload::start(&self.socket, issuer)?;
         for EntryTable {
             spiffe_id,
@@ -357,6 +359,13 @@ impl ClientTable {
             "object_id": client.object_id(),
         }))
     }
+}
+
+fn make_folder_of(path: &Path) -> Result<()> {
+    let Some(folder) = path.parent() else {
+        return Ok(());
+    };
+    fs::create_dir_all(folder).map_err(Error::io(format!("make the folder {}", folder.display())))
 }
 
 fn yes() -> bool {

@@ -23,9 +23,10 @@ impl Drop for Running {
 #[tokio::test]
 async fn serves_until_it_is_told_to_stop() {
     let dir = tempfile::tempdir().unwrap();
-    // The example itself, with paths and ports of this test.
+    // The example itself, with paths and ports of this test. Its folder is not there yet.
+    let folder = dir.path().join("a/lab");
     let config = include_str!("../lab.example.toml")
-        .replace("/tmp/lab/", &format!("{}/", dir.path().display()))
+        .replace("/tmp/lab/", &format!("{}/", folder.display()))
         .replace("127.0.0.1:8443", "127.0.0.1:0")
         .replace("127.0.0.1:8444", "127.0.0.1:0");
     let file = dir.path().join("lab.toml");
@@ -55,7 +56,7 @@ async fn serves_until_it_is_told_to_stop() {
         "0f8fad5b-d9cb-469f-a165-70867728950e"
     );
 
-    let socket = dir.path().join("agent.sock");
+    let socket = folder.join("agent.sock");
     assert!(std::fs::metadata(&socket).unwrap().file_type().is_socket());
     let ca = std::fs::read(ready[0]["file"].as_str().unwrap()).unwrap();
     let ca = reqwest::Certificate::from_pem(&ca).unwrap();
@@ -97,5 +98,11 @@ fn broken_file_is_one_error() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("lab.toml"));
+    // For people: no event of a log, and no colour where there is no terminal.
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.starts_with("lab: ") && said.contains("lab.toml"),
+        "{said}"
+    );
+    assert!(!said.contains('\u{1b}'), "{said}");
 }

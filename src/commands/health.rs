@@ -1,12 +1,10 @@
 //! `spiffe-entra health`: silent, for health checks. `status` says what is wrong.
 
-use std::path::Path;
+use super::{Failure, client};
+use crate::cli::{ConfigFile, Health};
 
-use super::Failure;
-use crate::{cli::Health, client::Client};
-
-pub(super) async fn run(args: &Health, config: &Path) -> Result<(), Failure> {
-    let client = Client::new(args.daemon.socket(config));
+pub(super) async fn run(args: &Health, config: &ConfigFile) -> Result<(), Failure> {
+    let client = client(&args.daemon, config)?;
     match client.get("/readyz", &[]).await {
         Ok(_) => Ok(()),
         Err(_) => Err(Failure::FailedSilently),

@@ -1,23 +1,19 @@
-//! `spiffe-entra status`: a row for each identity and resource, and the fix for what is wrong.
-
-use std::path::Path;
+//! `spiffe-entra status`: a row for each identity and resource, and beneath them the fix for what is
+//! wrong.
 
 use anstyle::{AnsiColor, Style};
 
 use super::{
-    Failure, one_line, print,
+    Failure, client, one_line, print,
     table::{Cell, Table, duration, in_colour, paint, stdout_has_colour},
 };
 use crate::{
-    cli::{self, StatusOutput},
-    client::Client,
+    cli::{self, ConfigFile, StatusOutput},
     server::status::{Fault, IdentityStatus, State, Status, TokenStatus},
 };
 
-pub(super) async fn run(args: &cli::Status, config: &Path) -> Result<(), Failure> {
-    let answer = Client::new(args.daemon.socket(config))
-        .get("/v1/status", &[])
-        .await?;
+pub(super) async fn run(args: &cli::Status, config: &ConfigFile) -> Result<(), Failure> {
+    let answer = client(&args.daemon, config)?.get("/v1/status", &[]).await?;
     let text = match args.output {
         StatusOutput::Json => {
             let mut text = answer.trim_ascii_end().to_vec();
@@ -44,22 +40,31 @@ fn render(status: &Status, colour: bool) -> String {
             "IDENTITY",
             "SPIFFE ID",
             "RESOURCE",
-            "EXPIRES IN",
-            "NEXT REFRESH",
+            "EXPIRES",
+            "REFRESH",
             "STATE",
-            "FIX",
+            "PROBLEM",
         ],
         colour,
     );
+    let mut fixes = Fixes::default();
+    let mut row = |identity, token| {
+        let fault = fault(identity, token);
+        table.row(cells(identity, token, fault));
+        if let Some(fault) = fault {
+            fixes.note(fault, &identity.name);
+        }
+    };
     for identity in &status.identities {
         if identity.tokens.is_empty() {
-            table.row(row(identity, None));
+            row(identity, None);
         }
         for token in &identity.tokens {
-            table.row(row(identity, Some(token)));
+            row(identity, Some(token));
         }
     }
     out.push_str(&table.render());
+    out.push_str(&fixes.render(colour));
     if !status.quarantined.is_empty() {
         let title = "Not served, for mistakes in the configuration:";
         out.push_str(&format!("\n{}\n", paint(title, FAILING, colour)));
@@ -97,16 +102,24 @@ fn summary(status: &Status, colour: bool) -> String {
     out
 }
 
-fn row(identity: &IdentityStatus, token: Option<&TokenStatus>) -> [Cell; 7] {
+/// What is wrong with a row. A token's own fault says more, but nothing matters once consent is
+/// withdrawn.
+fn fault<'a>(identity: &'a IdentityStatus, token: Option<&'a TokenStatus>) -> Option<&'a Fault> {
+    let own = token.and_then(|token| token.error.as_ref());
+    match identity.state {
+        State::Revoked => identity.error.as_ref().or(own),
+        _ => own.or(identity.error.as_ref()),
+    }
+}
+
+fn cells(
+    identity: &IdentityStatus,
+    token: Option<&TokenStatus>,
+    fault: Option<&Fault>,
+) -> [Cell; 7] {
     let seconds = |of: fn(&TokenStatus) -> Option<u64>| {
         let text = token.and_then(of).map(duration);
         Cell::plain(text.as_deref().unwrap_or("-"))
-    };
-    // A token's own fault says more, but nothing matters once consent is withdrawn.
-    let own = token.and_then(|token| token.error.as_ref());
-    let fault = match identity.state {
-        State::Revoked => identity.error.as_ref().or(own),
-        _ => own.or(identity.error.as_ref()),
     };
     let state = match (identity.state, token) {
         (State::Revoked, _) => State::Revoked,
@@ -122,12 +135,43 @@ fn row(identity: &IdentityStatus, token: Option<&TokenStatus>) -> [Cell; 7] {
         seconds(|token| token.expires_in),
         seconds(|token| token.next_refresh_in),
         Cell::styled(state.as_str(), style(state)),
-        Cell::plain(&fault.map_or_else(String::new, fix)),
+        Cell::plain(fault.map_or("", |fault| &fault.code)),
     ]
 }
 
-fn fix(fault: &Fault) -> String {
-    format!("{}: {}", fault.code, fault.fix)
+/// What is to be done, each thing once, with the identities that wait for it. Too long for a table.
+#[derive(Default)]
+struct Fixes<'a>(Vec<(&'a Fault, Vec<&'a str>)>);
+
+impl<'a> Fixes<'a> {
+    fn note(&mut self, fault: &'a Fault, identity: &'a str) {
+        let same =
+            |(other, _): &&mut (&Fault, _)| other.code == fault.code && other.fix == fault.fix;
+        match self.0.iter_mut().find(same) {
+            None => self.0.push((fault, vec![identity])),
+            // Rows of one identity are neighbours.
+            Some((_, identities)) if identities.last() != Some(&identity) => {
+                identities.push(identity);
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn render(&self, colour: bool) -> String {
+        if self.0.is_empty() {
+            return String::new();
+        }
+        let mut out = format!("\n{}\n", paint("What to do:", FAILING, colour));
+        for (fault, identities) in &self.0 {
+            let head = format!("{} ({})", fault.code, identities.join(", "));
+            out.push_str(&format!(
+                "{}\n  {}\n",
+                one_line(&head),
+                one_line(&fault.fix)
+            ));
+        }
+        out
+    }
 }
 
 fn style(state: State) -> Style {
@@ -184,17 +228,48 @@ mod tests {
         let expected = "\
 spiffe-entra 1.2.3, running since 2026-11-24T10:00:00Z, configuration 2
 
-IDENTITY  SPIFFE ID                      RESOURCE    EXPIRES IN  NEXT REFRESH  STATE    FIX
-payments  spiffe://example.org/payments  https://a   1h 5m       32m 30s       ready
-payments  spiffe://example.org/payments  https://bb  -           5s            failing  AADSTS700213: add a credential
-idle      spiffe://example.org/idle      -           -           -             idle
-gone      spiffe://example.org/gone      https://a   9s          -             revoked  withdrawn: create the entry again
+IDENTITY  SPIFFE ID                      RESOURCE    EXPIRES  REFRESH  STATE    PROBLEM
+payments  spiffe://example.org/payments  https://a   1h 5m    32m 30s  ready
+payments  spiffe://example.org/payments  https://bb  -        5s       failing  AADSTS700213
+idle      spiffe://example.org/idle      -           -        -        idle
+gone      spiffe://example.org/gone      https://a   9s       -        revoked  withdrawn
+
+What to do:
+AADSTS700213 (payments)
+  add a credential
+withdrawn (gone)
+  create the entry again
 
 Not served, for mistakes in the configuration:
 bad
   config.toml:3:5: no GUID
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_fix_is_told_once_for_all_who_need_it() {
+        let mut status = status();
+        let same = status.identities[0].tokens[1].error.clone();
+        status.identities[0].tokens[0].error = same.clone();
+        status.identities[1].error = same;
+        let text = render(&status, false);
+        let told = "AADSTS700213 (payments, idle)\n  add a credential\n";
+        assert_eq!(text.matches(told).count(), 1, "{text}");
+        assert_eq!(text.matches("add a credential").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn the_table_of_usual_names_fits_a_screen() {
+        let mut status = status();
+        let token = &mut status.identities[0].tokens[1];
+        token.resource = "https://management.azure.com".into();
+        let fault = token.error.as_mut().unwrap();
+        fault.code = "workload-api-denied".into();
+        fault.fix = "spire-server entry create ".repeat(20);
+        let text = render(&status, false);
+        let widest = text.lines().filter(|line| line.starts_with("payments"));
+        assert!(widest.map(str::len).max().unwrap() <= 120, "{text}");
     }
 
     #[test]

@@ -1,17 +1,14 @@
 //! `spiffe-entra token`
 
-use std::path::Path;
-
 use serde::Deserialize;
 
-use super::{Failure, print};
+use super::{Failure, client, print};
 use crate::{
-    cli::{Token, TokenOutput},
-    client::Client,
+    cli::{ConfigFile, Token, TokenOutput},
     id::Scope,
 };
 
-pub(super) async fn run(args: &Token, config: &Path) -> Result<(), Failure> {
+pub(super) async fn run(args: &Token, config: &ConfigFile) -> Result<(), Failure> {
     let mut query = Vec::new();
     // The daemon checks again; here it is wrong usage, and known without a daemon.
     if let Some(resource) = &args.audience.resource {
@@ -25,7 +22,7 @@ pub(super) async fn run(args: &Token, config: &Path) -> Result<(), Failure> {
     query.extend(args.identity.iter().map(|i| ("identity", i.as_str())));
     query.extend(args.claims.iter().map(|c| ("claims", c.as_str())));
 
-    let answer = Client::new(args.daemon.socket(config))
+    let answer = client(&args.daemon, config)?
         .get("/v1/token", &query)
         .await?;
     let mut out = match args.output {

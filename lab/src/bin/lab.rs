@@ -1,6 +1,6 @@
 //! `lab serve`: a lab for humans and for the demo, from a TOML file.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -35,13 +35,15 @@ async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_env_filter(filter)
         .init();
     let Command::Serve { config } = Cli::parse().command;
     match serve(&config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error}");
+            // Where stderr is closed, the exit code is what is left to say it with.
+            let _ = writeln!(io::stderr(), "lab: {error}");
             ExitCode::FAILURE
         }
     }
