@@ -28,7 +28,7 @@ const STRANGERS: [u32; 2] = [5151, 5152];
 #[tokio::test]
 async fn strangers_ask_for_health_and_fill_no_socket() {
     if !is_root() {
-        eprintln!("not run: only root can act as another uid");
+        served::left_out("only root can act as another uid");
         return;
     }
     let world = World::start();
@@ -57,7 +57,7 @@ async fn strangers_ask_for_health_and_fill_no_socket() {
 #[tokio::test]
 async fn a_stranger_who_does_not_listen_is_cut_off() {
     if !is_root() {
-        eprintln!("not run: only root can act as another uid");
+        served::left_out("only root can act as another uid");
         return;
     }
     let world = World::with(|plan| plan.listeners[0].max_connections = 4);
@@ -79,7 +79,7 @@ async fn a_stranger_who_does_not_listen_is_cut_off() {
 #[tokio::test]
 async fn streams_of_health_and_half_sent_requests_keep_no_place() {
     if !is_root() {
-        eprintln!("not run: only root can act as another uid");
+        served::left_out("only root can act as another uid");
         return;
     }
     let world = World::with(|plan| plan.listeners[0].max_connections = 4);
@@ -117,7 +117,7 @@ async fn streams_of_health_and_reflection_end_with_the_last_right() {
         server_reflection_request::MessageRequest,
     };
     if !is_root() {
-        eprintln!("not run: only root can act as another uid");
+        served::left_out("only root can act as another uid");
         return;
     }
     let world = World::start();
@@ -148,7 +148,7 @@ async fn streams_of_health_and_reflection_end_with_the_last_right() {
 #[tokio::test]
 async fn who_gets_an_identity_by_a_reload_is_a_stranger_no_longer() {
     if !is_root() {
-        eprintln!("not run: only root can act as another uid");
+        served::left_out("only root can act as another uid");
         return;
     }
     let world = World::start();
@@ -180,7 +180,7 @@ async fn a_caller_without_a_pid_is_known_by_its_uid() {
         command
     };
     if !is_root() || !unshare("true".as_ref()).status().is_ok_and(|s| s.success()) {
-        eprintln!("not run: only root can make a pid namespace");
+        served::left_out("only root can make a pid namespace");
         return;
     }
     let mut server = unshare(std::env::current_exe().unwrap().as_os_str())

@@ -395,7 +395,7 @@ async fn the_commands_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_uid_is_known_by_the_kernel() {
     if !support::is_root() {
-        println!("left out: needs root to become other users");
+        support::left_out("needs root to become other users");
         return;
     }
     let world = lab::World::start().await.unwrap();
@@ -425,6 +425,31 @@ async fn another_uid_is_known_by_the_kernel() {
         "{}",
         unready.body
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_is_known_however_many_there_are() {
+    if !support::is_root() {
+        support::left_out("needs root to become other users");
+        return;
+    }
+    let world = lab::World::start().await.unwrap();
+    let payments = world.identity(PAYMENTS).add().unwrap();
+    let config = lab_config(&world)
+        + &identity_config(
+            "payments",
+            PAYMENTS,
+            payments.client.client_id(),
+            "{ gid = 5099 }",
+        );
+    let daemon = Start::new(&config).run();
+    let target = format!("/v1/token?{VAULT}");
+    // More than the daemon asks the kernel for at first.
+    let many: Vec<u32> = (5000..5100).collect();
+    let member = support::get_as_member(4203, &many, &daemon.socket, &target);
+    daemon.secret(&member.access_token());
+    let stranger = support::get_as_member(4203, &many[..99], &daemon.socket, &target);
+    assert_eq!(stranger.status, 403, "{}", stranger.body);
 }
 
 fn lab_now() -> i64 {

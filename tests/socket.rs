@@ -591,7 +591,7 @@ async fn a_page_of_metrics_is_made_once_a_second() {
 #[tokio::test]
 async fn readiness_of_an_identity_tells_what_concerns_the_caller() {
     if !is_root() {
-        eprintln!("not run: only root can act as another uid");
+        served::left_out("only root can act as another uid");
         return;
     }
     let world = World::with(|plan| {
@@ -986,7 +986,7 @@ async fn a_watch_ends_when_the_process_that_connected_does() {
 #[tokio::test]
 async fn another_uid_gets_what_is_its_own_and_no_more() {
     if !is_root() {
-        eprintln!("not run: only root can act as another uid");
+        served::left_out("only root can act as another uid");
         return;
     }
     let world = World::start();
@@ -1024,7 +1024,7 @@ async fn another_uid_gets_what_is_its_own_and_no_more() {
 #[tokio::test]
 async fn a_reload_closes_the_connections_of_those_who_lost_their_right() {
     if !is_root() {
-        eprintln!("not run: only root can act as another uid");
+        served::left_out("only root can act as another uid");
         return;
     }
     let world = World::start();
@@ -1055,7 +1055,7 @@ async fn a_reload_closes_the_connections_of_those_who_lost_their_right() {
 #[tokio::test]
 async fn idle_connections_of_one_uid_do_not_keep_another_out() {
     if !is_root() {
-        eprintln!("not run: only root can act as another uid");
+        served::left_out("only root can act as another uid");
         return;
     }
     let world = World::with(|plan| plan.listeners[0].max_connections = 4);

@@ -8,6 +8,12 @@
     reason = "test code; not every test file uses everything"
 )]
 
+#[path = "../support/skip.rs"]
+mod skip;
+
+#[allow(unused_imports, reason = "each test binary uses a part of it")]
+pub use skip::left_out;
+
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},

@@ -71,21 +71,22 @@ pub fn is_root() -> bool {
 
 /// Asks as another user, by curl-less means: a child that connects under that uid.
 pub fn get_as(uid: u32, socket: &Path, target: &str) -> Response {
-    let script = "import socket,sys\n\
+    get_as_member(uid, &[], socket, target)
+}
+
+/// Asks as another user with supplementary groups.
+pub fn get_as_member(uid: u32, groups: &[u32], socket: &Path, target: &str) -> Response {
+    let script = "import os,socket,sys\n\
+        uid=int(sys.argv[3])\n\
+        os.setgroups([int(g) for g in sys.argv[4:]]); os.setgid(uid); os.setuid(uid)\n\
         s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n\
         s.sendall(('GET '+sys.argv[2]+' HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n').encode())\n\
-        out=b''\n\
-        while True:\n\
-        \x20 d=s.recv(65536)\n\
-        \x20 if not d: break\n\
-        \x20 out+=d\n\
-        sys.stdout.buffer.write(out)";
+        sys.stdout.buffer.write(b''.join(iter(lambda: s.recv(65536), b'')))";
     let output = Command::new("python3")
         .args(["-c", script])
         .arg(socket)
-        .arg(target)
-        .uid(uid)
-        .gid(uid)
+        .args([target, &uid.to_string()])
+        .args(groups.iter().map(ToString::to_string))
         .current_dir("/")
         .output()
         .unwrap();
