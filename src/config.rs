@@ -5,7 +5,8 @@
 //!
 //! # Layout
 //!
-//! [`files`] finds and reads the files, [`raw`] their tables key by key, [`values`] and [`urls`] the
+//! [`files`] finds and reads the files, [`guard`] says who can write them, [`raw`] reads their tables
+//! key by key, [`values`] and [`urls`] the
 //! single values; [`trust`], [`identity`], [`callers`], [`listen`], [`limits`] and [`federation`]
 //! convert one table each, [`reach`] looks at identities and sockets together, and [`mod@load`]
 //! at everything. [`ca`] looks into the CA file, [`accounts`] is the user database,
