@@ -26,7 +26,7 @@ use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
-use self::{audit::Refusals, limits::Gate};
+use self::{audit::Ledger, limits::Gate};
 pub use self::{bind::Bound, grpc::proto, problem::Problem};
 use crate::{
     config::Plan,
@@ -46,6 +46,7 @@ pub mod bind;
 mod connection;
 mod grpc;
 mod http;
+mod ledger;
 mod limits;
 mod memo;
 mod problem;
@@ -98,7 +99,7 @@ struct Inner {
     clock: Clock,
     started: Moment,
     workload_api: routes::Probed,
-    refusals: Refusals,
+    audit: Arc<Ledger>,
     /// The counter of granted requests: looking it up costs more than raising it.
     granted: Counter,
     gates: Mutex<Vec<(PathBuf, Arc<Gate>)>>,
@@ -118,7 +119,7 @@ impl Server {
             metrics: parts.metrics,
             registry: parts.registry,
             started: parts.clock.now(),
-            refusals: Refusals::new(parts.clock.clone()),
+            audit: Arc::new(Ledger::new(parts.clock.clone())),
             clock: parts.clock,
             workload_api: routes::Probed::new(parts.workload_api),
             gates: Mutex::default(),

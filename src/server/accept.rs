@@ -65,7 +65,7 @@ pub(super) async fn run(
         );
         connections.shutdown().await;
     }
-    door.server.refusals.sweep();
+    door.server.audit.sweep();
     Ok(())
 }
 
@@ -96,7 +96,7 @@ impl Door {
                     live_changes = changed.is_ok();
                     self.gate.order_all(Order::Recheck);
                 }
-                _ = minutes.tick() => self.server.refusals.sweep(),
+                _ = minutes.tick() => self.server.audit.sweep(),
                 Some(ended) = connections.join_next() => if let Err(error) = ended {
                     tracing::error!(%error, "a connection's task failed");
                 },
@@ -153,7 +153,7 @@ impl Door {
         };
         self.server.count_connection(outcome);
         let problem = Problem::too_many_connections(detail);
-        self.server.refusals.note(
+        self.server.audit.refused(
             caller,
             Refusal {
                 outcome: "denied",

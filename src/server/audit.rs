@@ -2,31 +2,34 @@
 //!
 //! Lines go to the tracing target `audit`. What is granted is told apart by connection: the first
 //! grant of an identity and resource is a line, repeats are counted, and the count is a line once a
-//! minute and when the connection ends. A crash loses at most a minute's counts, never a first
-//! grant. Refusals and failures are a line each, up to a rate for each uid; beyond it they are
-//! counted, and the number is in the uid's next line or in one of its own within a minute.
+//! minute and when the connection ends. Refusals and failures are a line each.
+//!
+//! All that up to a rate for each uid (see [`Ledger`]): who connects anew for every request must not
+//! be able to fill the disk, nor make journald drop everybody's lines. Beyond the rate nothing is
+//! lost but detail: refusals are counted, and grants are counted by identity, resource and token;
+//! the numbers are written within a minute, the grants' with everything but the pid. So every grant
+//! is in a line of its own or in a count that names uid, identity and resource, and a crash loses at
+//! most a minute's counts.
 //!
 //! `uti` and `correlation_id` lead to the line of the token in Entra's sign-in log. A count is for
 //! one token: when a key's token is renewed, what was counted is written first.
+//!
+//! A refusal is an answer to who may have what: 403, turned-away connections, and an identity that
+//! has to be named (400, but it depends on the caller's rules). A request that no caller could have
+//! got anything by (400 for its form, 404, 405, 413, 414) is none: it says nothing about access, and
+//! its text is the sender's own. Those that ask for a token are in the counter of requests.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
+pub(super) use super::ledger::Ledger;
 use super::query::shown;
-use crate::{
-    caller::Caller,
-    config::Identity,
-    id::Scope,
-    time::{Clock, Moment},
-};
+use crate::{caller::Caller, config::Identity, id::Scope};
 
 /// What is granted on one connection.
 #[derive(Debug)]
 pub(super) struct Trail {
     caller: Caller,
+    ledger: Arc<Ledger>,
     grants: Mutex<Vec<Grant>>,
 }
 
@@ -40,20 +43,13 @@ pub(super) struct Ids<'a> {
 }
 
 /// An identity and resource that was granted, and how often since the last line.
-#[derive(Debug)]
-struct Grant {
+#[derive(Clone, Debug)]
+pub(super) struct Grant {
     identity: Arc<Identity>,
     scope: Scope,
     correlation_id: Option<Arc<str>>,
     uti: Option<Arc<str>>,
     repeats: u64,
-}
-
-/// Writes refusals and failures, not more than so many for each uid.
-#[derive(Debug)]
-pub(super) struct Refusals {
-    clock: Clock,
-    buckets: Mutex<HashMap<u32, Bucket>>,
 }
 
 /// What is not granted, and why.
@@ -73,17 +69,11 @@ pub(super) struct Refusal<'a> {
     pub(super) correlation_id: Option<&'a str>,
 }
 
-#[derive(Debug)]
-struct Bucket {
-    lines: f64,
-    filled: Moment,
-    left_out: u64,
-}
-
 impl Trail {
-    pub(super) fn new(caller: Caller) -> Self {
+    pub(super) fn new(caller: Caller, ledger: Arc<Ledger>) -> Self {
         Self {
             caller,
+            ledger,
             grants: Mutex::default(),
         }
     }
@@ -97,7 +87,7 @@ impl Trail {
         });
         if let Some(grant) = known {
             if !grant.is_of(token) {
-                grant.write_repeats(&self.caller);
+                self.write_repeats(grant);
                 grant.correlation_id.clone_from(token.correlation_id);
                 grant.uti.clone_from(token.uti);
             }
@@ -107,7 +97,7 @@ impl Trail {
         if grants.len() >= GRANTS_LIMIT {
             // Forgotten ones are first grants again: more lines, and none is lost.
             for mut grant in grants.drain(..) {
-                grant.write_repeats(&self.caller);
+                self.write_repeats(&mut grant);
             }
         }
         let grant = Grant {
@@ -117,7 +107,7 @@ impl Trail {
             uti: token.uti.clone(),
             repeats: 0,
         };
-        grant.write(&self.caller, "granted", None);
+        self.ledger.granted(&self.caller, &grant, None);
         grants.push(grant);
     }
 
@@ -125,7 +115,14 @@ impl Trail {
     pub(super) fn flush(&self) {
         let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
         for grant in grants.iter_mut() {
-            grant.write_repeats(&self.caller);
+            self.write_repeats(grant);
+        }
+    }
+
+    fn write_repeats(&self, grant: &mut Grant) {
+        let repeats = std::mem::take(&mut grant.repeats);
+        if repeats > 0 {
+            self.ledger.granted(&self.caller, grant, Some(repeats));
         }
     }
 }
@@ -143,20 +140,45 @@ impl Grant {
         same(&self.uti, token.uti) && same(&self.correlation_id, token.correlation_id)
     }
 
-    fn write_repeats(&mut self, caller: &Caller) {
-        let repeats = std::mem::take(&mut self.repeats);
-        if repeats > 0 {
-            self.write(caller, "repeated", Some(repeats));
-        }
+    /// Whether both are for the same identity, resource and token.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let ids = Ids {
+            correlation_id: &other.correlation_id,
+            uti: &other.uti,
+        };
+        let identity = Arc::ptr_eq(&self.identity, &other.identity);
+        (identity || self.identity == other.identity)
+            && self.scope == other.scope
+            && self.is_of(ids)
     }
 
-    fn write(&self, caller: &Caller, outcome: &'static str, repeats: Option<u64>) {
+    /// A first grant, or so many repeats of it.
+    pub(super) fn write(&self, caller: &Caller, repeats: Option<u64>) {
+        let outcome = repeats.map_or("granted", |_| "repeated");
+        let (uid, gid) = (Some(caller.uid), Some(caller.gid));
+        self.line(caller.pid, uid, gid, outcome, repeats, None);
+    }
+
+    /// So many grants that have no line; of several uids, when none is given.
+    pub(super) fn write_left_out(&self, uid: Option<u32>, left_out: u64) {
+        self.line(None, uid, None, "granted", None, Some(left_out));
+    }
+
+    fn line(
+        &self,
+        pid: Option<i32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        outcome: &'static str,
+        repeats: Option<u64>,
+        left_out: Option<u64>,
+    ) {
         let target = &self.identity.trust.target;
         tracing::info!(
             target: TARGET,
-            pid = caller.pid,
-            uid = caller.uid,
-            gid = caller.gid,
+            pid,
+            uid,
+            gid,
             identity = self.identity.name.as_str(),
             spiffe_id = self.identity.trust.assertion.subject.as_str(),
             tenant = &*target.tenant,
@@ -164,81 +186,40 @@ impl Grant {
             resource = self.scope.resource(),
             outcome,
             repeats,
+            left_out,
             correlation_id = self.correlation_id.as_deref(),
             uti = self.uti.as_deref(),
         );
     }
 }
 
-impl Refusals {
-    pub(super) fn new(clock: Clock) -> Self {
-        Self {
-            clock,
-            buckets: Mutex::default(),
-        }
-    }
-
-    /// Writes or counts one.
-    pub(super) fn note(&self, caller: &Caller, refusal: Refusal<'_>) {
-        let now = self.clock.now();
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = buckets.entry(caller.uid).or_insert_with(|| Bucket {
-            lines: BURST,
-            filled: now,
-            left_out: 0,
-        });
-        bucket.fill(now);
-        if bucket.lines < 1.0 {
-            bucket.left_out += 1;
-            return;
-        }
-        bucket.lines -= 1.0;
-        let left_out = std::mem::take(&mut bucket.left_out);
-        drop(buckets);
-
-        let target = refusal.identity.map(|i| &i.trust.target);
-        let identity = refusal.identity.map(|i| i.name.as_str());
-        let asked = refusal.asked.map(shown);
-        let resource = refusal.resource.map(shown);
+impl Refusal<'_> {
+    pub(super) fn write(&self, caller: &Caller, left_out: u64) {
+        let target = self.identity.map(|i| &i.trust.target);
+        let identity = self.identity.map(|i| i.name.as_str());
+        let asked = self.asked.map(shown);
+        let resource = self.resource.map(shown);
         tracing::info!(
             target: TARGET,
             pid = caller.pid,
             uid = caller.uid,
             gid = caller.gid,
             identity = identity.or(asked.as_deref()),
-            spiffe_id = refusal.identity.map(|i| i.trust.assertion.subject.as_str()),
+            spiffe_id = self.identity.map(|i| i.trust.assertion.subject.as_str()),
             tenant = target.map(|t| &*t.tenant),
             client_id = target.map(|t| &*t.client_id),
             resource = resource.as_deref(),
-            outcome = refusal.outcome,
-            reason = refusal.reason,
-            correlation_id = refusal.correlation_id,
+            outcome = self.outcome,
+            reason = self.reason,
+            correlation_id = self.correlation_id,
             left_out = (left_out > 0).then_some(left_out),
         );
     }
-
-    /// Writes the numbers that no line has told yet, and forgets who is quiet. Called once a minute
-    /// and at the end.
-    pub(super) fn sweep(&self) {
-        let now = self.clock.now();
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        buckets.retain(|uid, bucket| {
-            let left_out = std::mem::take(&mut bucket.left_out);
-            if left_out > 0 {
-                tracing::info!(target: TARGET, uid, outcome = "left-out", left_out);
-            }
-            bucket.fill(now);
-            bucket.lines < BURST
-        });
-    }
 }
 
-impl Bucket {
-    fn fill(&mut self, now: Moment) {
-        let gained = now.since(self.filled).as_secs_f64() / PERIOD.as_secs_f64();
-        self.lines = (self.lines + gained).min(BURST);
-        self.filled = now;
-    }
+/// A number of lines that were left out, with nothing else to tell.
+pub(super) fn write_left_out(uid: Option<u32>, left_out: u64) {
+    tracing::info!(target: TARGET, uid, outcome = "left-out", left_out);
 }
 
 fn same(a: &Option<Arc<str>>, b: &Option<Arc<str>>) -> bool {
@@ -251,20 +232,18 @@ fn same(a: &Option<Arc<str>>, b: &Option<Arc<str>>) -> bool {
 
 /// The tracing target of all lines.
 const TARGET: &str = "audit";
-/// How many refusals of a uid are written at once, and how often one more.
-const BURST: f64 = 20.0;
-const PERIOD: Duration = Duration::from_secs(1);
 /// How many identities and resources are told apart on one connection.
 const GRANTS_LIMIT: usize = 256;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::Clock;
     use crate::{
         assertion::AssertionSpec, config::Resources, config::Trust, exchange::Target, id::SpiffeId,
     };
     use serde_json::Value;
-    use std::io;
+    use std::{io, time::Duration};
     use tracing_subscriber::fmt::MakeWriter;
 
     fn caller(uid: u32) -> Caller {
@@ -301,6 +280,10 @@ mod tests {
         })
     }
 
+    fn ledger() -> Arc<Ledger> {
+        Arc::new(Ledger::new(Clock::manual()))
+    }
+
     fn vault() -> Scope {
         Scope::from_resource("https://vault.azure.net").unwrap()
     }
@@ -330,7 +313,7 @@ mod tests {
             uti,
         };
         let lines = lines(|| {
-            let trail = Trail::new(caller(1000));
+            let trail = Trail::new(caller(1000), ledger());
             let identity = identity();
             for _ in 0..3 {
                 trail.granted(&identity, &vault(), ids(&one));
@@ -373,28 +356,75 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_connection_that_asks_for_everything_is_remembered_in_part_and_written_in_full() {
+    const NONE: Ids<'static> = Ids {
+        correlation_id: &None,
+        uti: &None,
+    };
+
+    /// The numbers of all lines together: a line of its own counts for one.
+    fn counted(lines: &[Value]) -> u64 {
+        let count = |line: &Value| {
+            let number = line["repeats"]
+                .as_u64()
+                .or_else(|| line["left_out"].as_u64());
+            number.unwrap_or(1)
+        };
+        lines.iter().map(count).sum()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_asks_for_everything_is_remembered_in_part_and_counted_in_full() {
         let lines = lines(|| {
-            let trail = Trail::new(caller(1000));
-            let none = Ids {
-                correlation_id: &None,
-                uti: &None,
-            };
+            let ledger = ledger();
+            let trail = Trail::new(caller(1000), Arc::clone(&ledger));
             let identity = identity();
             for number in 0..2 * GRANTS_LIMIT {
                 let scope = Scope::from_resource(&format!("api://{number}")).unwrap();
-                trail.granted(&identity, &scope, none);
+                trail.granted(&identity, &scope, NONE);
             }
             assert!(trail.grants.lock().unwrap().len() <= GRANTS_LIMIT);
+            ledger.sweep();
         });
-        assert_eq!(lines.len(), 2 * GRANTS_LIMIT);
+        assert!(lines.len() < 2 * GRANTS_LIMIT, "{}", lines.len());
+        assert_eq!(counted(&lines), 2 * GRANTS_LIMIT as u64);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_connects_for_every_request_fills_no_log_and_every_grant_is_counted() {
+        let ledger = ledger();
+        let identity = identity();
+        let connect = |uid: u32| {
+            let trail = Trail::new(caller(uid), Arc::clone(&ledger));
+            trail.granted(&identity, &vault(), NONE);
+            trail.granted(&identity, &vault(), NONE);
+        };
+        let first = lines(|| (0..1000).for_each(|_| connect(1000)));
+        assert!(first.len() <= 200, "{}", first.len());
+        // Another uid's lines are its own.
+        let other = lines(|| connect(2000));
+        assert_eq!((other.len(), &other[0]["outcome"]), (2, &"granted".into()));
+
+        let rest = lines(|| ledger.sweep());
+        assert_eq!(rest.len(), 1);
+        for (field, expected) in [
+            ("uid", Value::from(1000)),
+            ("identity", "payments".into()),
+            ("resource", "https://vault.azure.net".into()),
+            ("outcome", "granted".into()),
+            ("client_id", "client-1".into()),
+        ] {
+            assert_eq!(rest[0][field], expected, "{field}");
+        }
+        assert_eq!(counted(&first) + counted(&rest), 2000);
+        assert!(lines(|| ledger.sweep()).is_empty());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let later = lines(|| connect(1000));
+        assert_eq!(later.len(), 2, "there is room again");
     }
 
     #[tokio::test(start_paused = true)]
     async fn refusals_are_limited_by_uid_and_the_rest_is_told() {
-        let clock = Clock::manual();
-        let refusals = Refusals::new(clock);
+        let ledger = ledger();
         let refusal = Refusal {
             outcome: "denied",
             reason: "identity-not-allowed",
@@ -404,9 +434,9 @@ mod tests {
         };
         let first = lines(|| {
             for _ in 0..30 {
-                refusals.note(&caller(1000), refusal);
+                ledger.refused(&caller(1000), refusal);
             }
-            refusals.note(&caller(2000), refusal);
+            ledger.refused(&caller(2000), refusal);
         });
         assert_eq!(first.len(), 21);
         assert_eq!(first[0]["identity"], r"orders\nuid=0");
@@ -416,21 +446,52 @@ mod tests {
 
         tokio::time::advance(Duration::from_secs(1)).await;
         let next = lines(|| {
-            refusals.note(&caller(1000), refusal);
-            refusals.note(&caller(1000), refusal);
+            ledger.refused(&caller(1000), refusal);
+            ledger.refused(&caller(1000), refusal);
         });
         assert_eq!(next.len(), 1);
         assert_eq!(next[0]["left_out"], 10);
 
-        let swept = lines(|| refusals.sweep());
+        let swept = lines(|| ledger.sweep());
         assert_eq!(swept.len(), 1);
         assert_eq!(
             (&swept[0]["uid"], &swept[0]["left_out"]),
             (&1000.into(), &1.into())
         );
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert!(lines(|| refusals.sweep()).is_empty());
-        assert!(refusals.buckets.lock().unwrap().is_empty());
+        assert!(lines(|| ledger.sweep()).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn however_many_uids_there_are_the_table_is_bounded_and_all_is_counted() {
+        let ledger = ledger();
+        let identity = identity();
+        let refusal = Refusal {
+            outcome: "denied",
+            reason: "no-identity",
+            ..Refusal::default()
+        };
+        let uids = 0..5000;
+        let refused = lines(|| {
+            for uid in uids.clone() {
+                ledger.refused(&caller(uid), refusal);
+            }
+            ledger.sweep();
+        });
+        assert!(refused.len() < 2000, "{}", refused.len());
+        assert_eq!(counted(&refused), 5000);
+        let granted = lines(|| {
+            for uid in uids {
+                Trail::new(caller(uid), Arc::clone(&ledger)).granted(&identity, &vault(), NONE);
+            }
+            ledger.sweep();
+        });
+        assert!(granted.len() < 2000, "{}", granted.len());
+        assert_eq!(counted(&granted), 5000);
+        assert!(ledger.uids() <= 2 * 1024);
+        tokio::time::advance(Duration::from_secs(200)).await;
+        assert!(lines(|| ledger.sweep()).is_empty());
+        assert_eq!(ledger.uids(), 0);
     }
 
     #[derive(Clone, Default)]

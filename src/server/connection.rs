@@ -77,9 +77,9 @@ impl Connection {
         stopping: CancellationToken,
     ) -> Self {
         Self {
-            server,
             socket,
-            trail: Trail::new(caller.clone()),
+            trail: Trail::new(caller.clone(), Arc::clone(&server.audit)),
+            server,
             caller,
             slot,
             stopping,
@@ -129,7 +129,7 @@ impl Connection {
     /// Notes what policy says no to.
     pub(super) fn denied(&self, denial: Denial, refusal: Refusal<'_>) -> Problem {
         let problem = Problem::denied(denial, &self.caller);
-        self.server.refusals.note(
+        self.server.audit.refused(
             &self.caller,
             Refusal {
                 outcome: "denied",
@@ -188,7 +188,7 @@ impl Connection {
 
     /// Notes that there is no token for one who may have it.
     pub(super) fn failed(&self, grant: &Grant, report: &crate::report::Report) {
-        self.server.refusals.note(
+        self.server.audit.refused(
             &self.caller,
             Refusal {
                 outcome: "failed",
@@ -208,7 +208,7 @@ impl Connection {
             return Ok(());
         }
         let problem = Problem::admins_only(&self.caller);
-        self.server.refusals.note(
+        self.server.audit.refused(
             &self.caller,
             Refusal {
                 outcome: "denied",
