@@ -270,3 +270,28 @@ async fn proxy_variables_are_honoured() {
         .run();
     assert_eq!(direct.token(VAULT).status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_is_for_one_identity() {
+    let world = lab::World::start().await.unwrap();
+    let payments = world.identity(PAYMENTS).add().unwrap();
+    let id = payments.client.client_id();
+    world.workload.entry("spiffe://example.org/orders").add();
+    let config = lab_config(&world)
+        + &identity_config("payments", PAYMENTS, id, &me())
+        + &identity_config("orders", "spiffe://example.org/orders", id, &me());
+    let daemon = Start::new(&config).run();
+    assert_eq!(
+        daemon.token(&format!("{VAULT}&identity=payments")).status,
+        200
+    );
+    let by_name = daemon.request("POST", "/v1/refresh?identity=payments");
+    assert_eq!(by_name.json()["refreshed"], 1, "{}", by_name.body);
+    let by_id = daemon.request("POST", &format!("/v1/refresh?identity={id}"));
+    assert_eq!(
+        (by_id.status, by_id.code().as_str()),
+        (400, "identity-needed")
+    );
+    let unknown = daemon.request("POST", "/v1/refresh?identity=nobody");
+    assert_eq!(unknown.status, 404);
+}

@@ -575,7 +575,7 @@ async fn a_page_of_metrics_is_made_once_a_second() {
             .unwrap();
         page
     };
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     let first = scrape().await;
     assert!(first.ends_with("# EOF\n"));
     world.token(VAULT).await;

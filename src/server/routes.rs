@@ -22,6 +22,7 @@ use crate::{
     caller::Caller,
     config::{Identity, Resources},
     id::Scope,
+    policy::Denial,
     report::Report,
     time::{Moment, rfc3339},
 };
@@ -215,14 +216,11 @@ pub(super) async fn refresh(connection: &Connection, wanted: &str) -> Response<B
         return problem.into_http();
     }
     let plan = &view.live.plan;
-    let place = plan
-        .identities
-        .iter()
-        .position(|identity| identity.name == wanted)
-        .or_else(|| {
-            let is_it = |identity: &Arc<Identity>| *identity.trust.target.client_id == *wanted;
-            plan.identities.iter().position(is_it)
-        });
+    let place = match named(&plan.identities, wanted)[..] {
+        [place] => Some(place),
+        [] => None,
+        _ => return Problem::denied(Denial::Ambiguous, &connection.caller).into_http(),
+    };
     let Some(account) = place.and_then(|place| view.live.accounts.get(place)) else {
         return Problem::unknown_identity(plan.quarantined.iter().any(|q| q.name == wanted))
             .into_http();
@@ -231,6 +229,31 @@ pub(super) async fn refresh(connection: &Connection, wanted: &str) -> Response<B
         Ok(refreshed) => json(&Refreshed { refreshed }),
         Err(report) => Problem::from(&report).into_http(),
     }
+}
+
+/// The places of the identities that a name or an id means: one, where it is a name.
+fn named(identities: &[Arc<Identity>], wanted: &str) -> Vec<usize> {
+    if let Some(place) = identities
+        .iter()
+        .position(|identity| identity.name == wanted)
+    {
+        return vec![place];
+    }
+    let is_meant = |identity: &Identity| {
+        let ids = [
+            Some(&*identity.trust.target.client_id),
+            identity.object_id.as_deref(),
+            identity.resource_id.as_deref(),
+        ];
+        ids.into_iter()
+            .flatten()
+            .any(|id| id.eq_ignore_ascii_case(wanted))
+    };
+    let places = identities.iter().enumerate();
+    places
+        .filter(|(_, identity)| is_meant(identity))
+        .map(|(place, _)| place)
+        .collect()
 }
 
 /// What `/v1/refresh` answers.
