@@ -330,7 +330,7 @@ async fn credentials_that_do_not_match_name_what_differs() {
     rig.client.remove_credential(SUBJECT);
     let error = rig.refused_with(70025, rig.svid()).await;
     assert!(
-        error.report.fix.contains("federation apply"),
+        error.report.fix.contains("create the credential") && error.report.fix.contains(SUBJECT),
         "{}",
         error.report.fix
     );
@@ -367,7 +367,7 @@ async fn keys_that_entra_cannot_find_or_verify_with() {
     rig.world.issuer.documents(|d| d.hidden = vec![kid.clone()]);
     let error = rig.refused_with(7_000_272, rig.svid()).await;
     assert!(matches!(error.class, Class::Propagating { window, .. } if window.as_secs() == 3600));
-    assert!(!error.revokes && error.report.fix.contains("issuer verify"));
+    assert!(!error.revokes && error.report.fix.contains("jwks_uri"));
     rig.world
         .issuer
         .documents(|d| *d = lab::issuer::Documents::default());
