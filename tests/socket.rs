@@ -539,10 +539,10 @@ async fn who_does_not_ask_or_read_keeps_no_place_at_the_metrics() {
         stream.write_all(asks.as_bytes()).await.unwrap();
         stream
     };
-    const REQUEST: &str = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
+    let request = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
     let mut held = Vec::new();
     for place in 0..16 {
-        held.push(connect(if place % 2 == 0 { REQUEST } else { "GET /" }).await);
+        held.push(connect(if place % 2 == 0 { request } else { "GET /" }).await);
     }
     // Every place is taken: the next is closed unheard.
     let mut late = connect("").await;
@@ -551,7 +551,7 @@ async fn who_does_not_ask_or_read_keeps_no_place_at_the_metrics() {
     assert!(matches!(read.await, Ok(0) | Err(_)));
 
     tokio::time::sleep(Duration::from_secs(11)).await;
-    let mut again = connect(REQUEST).await;
+    let mut again = connect(request).await;
     let mut head = [0; 12];
     tokio::io::AsyncReadExt::read_exact(&mut again, &mut head)
         .await
@@ -578,7 +578,7 @@ async fn a_page_of_metrics_is_made_once_a_second() {
             .unwrap();
         page
     };
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     let first = scrape().await;
     assert!(first.ends_with("# EOF\n"));
     world.token(VAULT).await;
