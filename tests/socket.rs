@@ -518,14 +518,17 @@ async fn metrics_are_served_over_tcp_and_nothing_else_is() {
 #[tokio::test(start_paused = true)]
 async fn who_does_not_ask_or_read_keeps_no_place_at_the_metrics() {
     let world = World::with(|plan| {
-        // A page that no buffer takes whole.
-        let many = (0..20_000).map(|n| {
+        let many = (0..5_000).map(|n| {
             let client_id = format!("{n:08x}-0000-0000-0000-00000000000a");
             Arc::new(served::identity(&format!("identity-{n}"), &client_id, us()))
         });
         plan.identities.extend(many);
     });
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // So that no buffer takes the whole page.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_send_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(64).unwrap();
     let address = listener.local_addr().unwrap();
     let (server, stop) = (world.server.clone(), world.stop.clone());
     tokio::spawn(async move { server.serve_metrics(listener, stop).await });
@@ -536,10 +539,10 @@ async fn who_does_not_ask_or_read_keeps_no_place_at_the_metrics() {
         stream.write_all(asks.as_bytes()).await.unwrap();
         stream
     };
-    const REQUEST: &str = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
+    let request = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
     let mut held = Vec::new();
     for place in 0..16 {
-        held.push(connect(if place % 2 == 0 { REQUEST } else { "GET /" }).await);
+        held.push(connect(if place % 2 == 0 { request } else { "GET /" }).await);
     }
     // Every place is taken: the next is closed unheard.
     let mut late = connect("").await;
@@ -548,7 +551,7 @@ async fn who_does_not_ask_or_read_keeps_no_place_at_the_metrics() {
     assert!(matches!(read.await, Ok(0) | Err(_)));
 
     tokio::time::sleep(Duration::from_secs(11)).await;
-    let mut again = connect(REQUEST).await;
+    let mut again = connect(request).await;
     let mut head = [0; 12];
     tokio::io::AsyncReadExt::read_exact(&mut again, &mut head)
         .await
