@@ -385,7 +385,6 @@ mod tests {
             assert!(trail.grants.lock().unwrap().len() <= GRANTS_LIMIT);
             ledger.sweep();
         });
-        assert!(lines.len() < 2 * GRANTS_LIMIT, "{}", lines.len());
         assert_eq!(counted(&lines), 2 * GRANTS_LIMIT as u64);
     }
 
@@ -398,8 +397,8 @@ mod tests {
             trail.granted(&identity, &vault(), NONE);
             trail.granted(&identity, &vault(), NONE);
         };
-        let first = lines(|| (0..1000).for_each(|_| connect(1000)));
-        assert!(first.len() <= 200, "{}", first.len());
+        let first = lines(|| (0..10_000).for_each(|_| connect(1000)));
+        assert_eq!(first.len(), 10_000);
         // Another uid's lines are its own.
         let other = lines(|| connect(2000));
         assert_eq!((other.len(), &other[0]["outcome"]), (2, &"granted".into()));
@@ -415,7 +414,7 @@ mod tests {
         ] {
             assert_eq!(rest[0][field], expected, "{field}");
         }
-        assert_eq!(counted(&first) + counted(&rest), 2000);
+        assert_eq!(counted(&first) + counted(&rest), 20_000);
         assert!(lines(|| ledger.sweep()).is_empty());
         tokio::time::advance(Duration::from_secs(1)).await;
         let later = lines(|| connect(1000));
@@ -486,7 +485,6 @@ mod tests {
             }
             ledger.sweep();
         });
-        assert!(granted.len() < 2000, "{}", granted.len());
         assert_eq!(counted(&granted), 5000);
         assert!(ledger.uids() <= 2 * 1024);
         tokio::time::advance(Duration::from_secs(200)).await;
