@@ -83,6 +83,8 @@ pub struct CachedToken {
     pub correlation_id: Option<Arc<str>>,
     /// Its `uti` claim.
     pub uti: Option<Arc<str>>,
+    /// Whether it can stand in JSON as it is. All of Entra's can.
+    pub is_plain: bool,
     expiry: Expiry,
     lifetime: Duration,
     /// Which success of its key it is, from 1.

@@ -5,7 +5,7 @@
 //! granted, byte for byte, until something new comes into force. What is left to do for such a
 //! request is to look into the cache, to write the answer and to count it.
 
-use std::{io::Write, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
@@ -30,12 +30,20 @@ pub(super) struct Memo {
     oldest: usize,
 }
 
-/// A query, what it means, and the part of the answer that does not change.
+/// A query, what it means, and the part of the answer that changes once a second at most.
 #[derive(Debug)]
 struct Known {
     query: Box<str>,
     grant: Grant,
-    tail: Box<str>,
+    rest: Rest,
+}
+
+/// An answer from the end of the token on: so no secret is kept.
+#[derive(Debug)]
+struct Rest {
+    expires_in: u64,
+    expires_on: i64,
+    text: String,
 }
 
 /// What becomes of a request for a token.
@@ -68,11 +76,15 @@ impl Memo {
     /// Answers from memory if it can be.
     pub(super) fn token(&mut self, connection: &Connection, query: &str) -> Quick {
         self.renew(connection);
-        if let Some(known) = self.known.iter().find(|known| *known.query == *query)
-            && let Some(served) = known.grant.account.ready(&known.grant.scope)
+        let known = self.known.iter_mut().find(|known| *known.query == *query);
+        if let Some(Known { grant, rest, .. }) = known
+            && let Some(served) = grant.account.ready(&grant.scope)
         {
-            connection.hand_out(&known.grant, &served);
-            return Quick::Answer(token_answer(&served, &known.tail));
+            connection.hand_out(grant, &served);
+            if !rest.is_of(&served) {
+                *rest = Rest::new(grant, &served);
+            }
+            return Quick::Answer(token_answer(&served, rest));
         }
         match self.first(connection, query) {
             Ok(quick) => quick,
@@ -88,9 +100,9 @@ impl Memo {
             let grant = connection.decide(&self.view, wanted, &asked.scope)?;
             if let Some(served) = grant.account.ready(&asked.scope) {
                 connection.hand_out(&grant, &served);
-                let tail = tail(&grant);
-                let answer = token_answer(&served, &tail);
-                self.remember(query, grant, tail);
+                let rest = Rest::new(&grant, &served);
+                let answer = token_answer(&served, &rest);
+                self.remember(query, grant, rest);
                 return Ok(Quick::Answer(answer));
             }
         }
@@ -111,14 +123,14 @@ impl Memo {
         }
     }
 
-    fn remember(&mut self, query: &str, grant: Grant, tail: String) {
+    fn remember(&mut self, query: &str, grant: Grant, rest: Rest) {
         if query.len() > QUERY_LIMIT {
             return;
         }
         let known = Known {
             query: query.into(),
             grant,
-            tail: tail.into(),
+            rest,
         };
         match self.known.get_mut(self.oldest) {
             Some(place) => *place = known,
@@ -137,60 +149,63 @@ impl Fetch {
             self.claims.as_deref(),
         );
         match token.await {
-            Ok((grant, served)) => token_answer(&served, &tail(&grant)),
+            Ok((grant, served)) => token_answer(&served, &Rest::new(&grant, &served)),
             Err(problem) => problem.into_http(),
         }
     }
 }
 
+impl Rest {
+    fn new(grant: &Grant, served: &Served) -> Self {
+        let Served {
+            expires_in,
+            expires_on,
+            ..
+        } = *served;
+        let target = &grant.identity.trust.target;
+        let text = [
+            format!(
+                r#","token_type":"Bearer","expires_in":{expires_in},"expires_on":{expires_on}"#
+            ),
+            format!(
+                r#","resource":{},"identity":{},"client_id":{},"tenant":{}}}"#,
+                quoted(grant.scope.resource()),
+                quoted(&grant.identity.name),
+                quoted(&target.client_id),
+                quoted(&target.tenant),
+            ),
+        ]
+        .concat();
+        Self {
+            expires_in,
+            expires_on,
+            text,
+        }
+    }
+
+    fn is_of(&self, served: &Served) -> bool {
+        (self.expires_in, self.expires_on) == (served.expires_in, served.expires_on)
+    }
+}
+
 /// Writes the answer.
-fn token_answer(served: &Served, tail: &str) -> Response<Body> {
-    let token = served.token.access_token.expose();
+fn token_answer(served: &Served, rest: &Rest) -> Response<Body> {
+    let token = &served.token;
     reply::json(token_body(
-        token,
-        served.expires_in,
-        served.expires_on,
-        tail,
+        token.access_token.expose(),
+        token.is_plain,
+        &rest.text,
     ))
 }
 
-fn token_body(token: &str, expires_in: u64, expires_on: i64, tail: &str) -> Bytes {
-    let mut body = Vec::with_capacity(HEAD.len() + token.len() + MIDDLE + tail.len());
-    body.extend_from_slice(HEAD.as_bytes());
-    if is_plain(token) {
-        body.push(b'"');
-        body.extend_from_slice(token.as_bytes());
-        body.push(b'"');
+/// `is_plain`: the token can stand in JSON as it is.
+fn token_body(token: &str, is_plain: bool, rest: &str) -> Bytes {
+    // In one piece of the exact length, which becomes the body where it is.
+    Bytes::from(if is_plain {
+        [HEAD, "\"", token, "\"", rest].concat()
     } else {
-        body.extend_from_slice(quoted(token).as_bytes());
-    }
-    // Writing to a `Vec` does not fail.
-    let _infallible = write!(
-        body,
-        r#","token_type":"Bearer","expires_in":{expires_in},"expires_on":{expires_on}"#,
-    );
-    body.extend_from_slice(tail.as_bytes());
-    Bytes::from(body)
-}
-
-/// Whether a token can stand in JSON as it is. All of Entra's can; a fold, without a way out half
-/// through, is what the compiler makes wide.
-fn is_plain(token: &str) -> bool {
-    token.bytes().fold(true, |plain, b| {
-        plain & (b > 0x1f) & (b != b'"') & (b != b'\\')
+        [HEAD, &quoted(token), rest].concat()
     })
-}
-
-/// What comes after the numbers.
-fn tail(grant: &Grant) -> String {
-    let target = &grant.identity.trust.target;
-    format!(
-        r#","resource":{},"identity":{},"client_id":{},"tenant":{}}}"#,
-        quoted(grant.scope.resource()),
-        quoted(&grant.identity.name),
-        quoted(&target.client_id),
-        quoted(&target.tenant),
-    )
 }
 
 fn quoted(text: &str) -> String {
@@ -198,8 +213,6 @@ fn quoted(text: &str) -> String {
 }
 
 const HEAD: &str = r#"{"access_token":"#;
-/// What is between token and tail, with numbers of any length.
-const MIDDLE: usize = 96;
 /// How many queries a connection remembers, and how long they may be.
 const KNOWN_LIMIT: usize = 8;
 const QUERY_LIMIT: usize = 512;
@@ -210,21 +223,21 @@ mod tests {
 
     #[test]
     fn whatever_the_token_the_answer_is_json() {
-        for token in [
-            "eyJ0.eyJ1dGkiOiJBYmNfLTEyMyJ9.c2ln",
-            "a\",\"identity\":\"root",
-            "a\\",
-            "a\nb",
-            "ü",
+        for (token, is_plain) in [
+            ("eyJ0.eyJ1dGkiOiJBYmNfLTEyMyJ9.c2ln", true),
+            ("eyJ0.eyJ1dGkiOiJBYmNfLTEyMyJ9.c2ln", false),
+            ("a\",\"identity\":\"root", false),
+            ("a\\", false),
+            ("a\nb", false),
+            ("ü", true),
         ] {
-            let tail = r#","resource":"api://orders"}"#;
-            let body = token_body(token, 3599, 1_790_000_000, tail);
+            let rest = r#","expires_in":3599,"resource":"api://orders"}"#;
+            let body = token_body(token, is_plain, rest);
             let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(
                 json,
                 serde_json::json!({
-                    "access_token": token, "token_type": "Bearer", "expires_in": 3599,
-                    "expires_on": 1_790_000_000, "resource": "api://orders",
+                    "access_token": token, "expires_in": 3599, "resource": "api://orders",
                 })
             );
         }

@@ -248,6 +248,7 @@ impl Served {
 impl CachedToken {
     pub(super) fn new(issued: crate::exchange::IssuedToken, started: Moment, number: u64) -> Self {
         Self {
+            is_plain: is_plain(issued.access_token.expose()),
             access_token: issued.access_token,
             correlation_id: issued.correlation_id,
             uti: issued.uti,
@@ -257,6 +258,12 @@ impl CachedToken {
             number,
         }
     }
+}
+
+/// Whether a text means itself between the quotes of a JSON string. Looked at once for each token:
+/// at each answer it would be felt.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|b| b > 0x1f && b != b'"' && b != b'\\')
 }
 
 fn still_trying() -> Report {
@@ -274,3 +281,17 @@ fn still_trying() -> Report {
 const RENEWAL_WAIT: Duration = Duration::from_secs(2);
 /// How long a caller waits when the answer is that a change has not spread yet.
 const SPREADING_WAIT: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_is_what_json_does_not_change() {
+        for character in (0..=255).map(char::from) {
+            let text = format!("eyJ0.{character}");
+            let json = serde_json::Value::from(&*text).to_string();
+            assert_eq!(is_plain(&text), json == format!("\"{text}\""), "{text:?}");
+        }
+    }
+}
