@@ -308,7 +308,7 @@ impl Problem {
 impl From<&Report> for Problem {
     fn from(report: &Report) -> Self {
         // Limits of our own (`limit-exchanges` and the like): the caller asks for too much.
-        let status = if report.code.starts_with("limit-") {
+        let status = if report.is_limit() {
             StatusCode::TOO_MANY_REQUESTS
         } else if report.retryable {
             StatusCode::SERVICE_UNAVAILABLE
