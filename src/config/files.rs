@@ -135,6 +135,15 @@ impl Files {
             }
             return vec![path];
         }
+        if text.contains("**") {
+            // It would search folders that nobody looked at.
+            let fix = "name the folders, one `*` each: \"teams/*/*.toml\"";
+            reading.mistake(
+                &span,
+                Fault::new("`**` is more than can be vouched for", fix),
+            );
+            return Vec::new();
+        }
         // The folder's own name may hold characters that mean something in a pattern.
         let whole = if text.starts_with('/') {
             text.to_owned()
@@ -441,12 +450,12 @@ mod tests {
     fn a_plain_name_must_exist_and_a_pattern_must_be_one() {
         let dir = tempfile::tempdir().unwrap();
         let main = dir.path().join("config.toml");
-        let (paths, mistakes) = include(&main, &["no.toml", "", "a***", "[", "none*.toml"]);
+        let (paths, mistakes) = include(&main, &["no.toml", "", "a**/b.toml", "[", "none*.toml"]);
         assert!(paths.is_empty());
         assert_eq!(mistakes.len(), 4, "{mistakes:#?}");
         assert!(mistakes[0].contains("no.toml` does not exist"));
         assert!(mistakes[1].contains("names no file"));
-        assert!(mistakes[2].contains("no pattern") && mistakes[3].contains("no pattern"));
+        assert!(mistakes[2].contains("vouched for") && mistakes[3].contains("no pattern"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use hyper_util::{
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
-    activity::Watched,
+    activity::{Doing, Watched},
     connection::Connection,
     http::Service,
     limits::{HEAD_LIMIT, IDLE_MINUTES, Order, Slot},
@@ -83,7 +83,13 @@ pub(super) async fn attend(serving: Serving, connection: &Connection, slot: &Slo
                 }
             }
             Event::Minute => match leaving {
-                Some(Leaving::Dismissed) => return Ok(()),
+                // It began before the order was seen: it is answered, within the time that a caller
+                // may wait for a token.
+                Some(Leaving::Evicted) if slot.activity.doing() == Doing::Request => {
+                    leaving = Some(Leaving::Dismissed);
+                    minute.as_mut().reset(Instant::now() + LAST_ANSWER);
+                }
+                Some(Leaving::Evicted | Leaving::Dismissed) => return Ok(()),
                 Some(Leaving::Idle) if slot.activity.is_idle() => return Ok(()),
                 Some(Leaving::Idle) => minute.as_mut().reset(Instant::now() + LAST_WORDS),
                 None => {
@@ -103,15 +109,21 @@ pub(super) async fn attend(serving: Serving, connection: &Connection, slot: &Slo
 
 /// Whether a connection has to go now.
 fn orders(connection: &Connection, slot: &Slot) -> Option<Leaving> {
-    let mut go = slot.take(Order::Evict);
     if slot.take(Order::Recheck) {
         if connection.view().admits(&connection.caller) {
             slot.welcome();
         } else {
-            go = true;
+            return Some(Leaving::Dismissed);
         }
     }
-    go.then_some(Leaving::Dismissed)
+    let evicted = slot.take(Order::Evict);
+    evicted.then(|| {
+        if slot.is_stranger() {
+            Leaving::Dismissed
+        } else {
+            Leaving::Evicted
+        }
+    })
 }
 
 /// Why a connection is on its way out, after a polite word to the other side.
@@ -119,8 +131,10 @@ fn orders(connection: &Connection, slot: &Slot) -> Option<Leaving> {
 enum Leaving {
     /// Nothing is going on. What begins at the last moment is still answered.
     Idle,
-    /// The caller may no longer be here, or somebody else needs the place: what is in flight gets a
-    /// moment, streams to say why they end. Nobody stays who does not listen.
+    /// Somebody else needs the place: a request in flight is answered first.
+    Evicted,
+    /// The caller may no longer be here: what is in flight gets a moment, streams to say why they
+    /// end. Nobody stays who does not listen.
     Dismissed,
 }
 
@@ -128,3 +142,5 @@ enum Leaving {
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 /// How long a connection that has to go may take to do so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long an answer that is under way may take on a connection that has to go.
+const LAST_ANSWER: Duration = Duration::from_secs(11);

@@ -176,16 +176,23 @@ impl Gate {
 }
 
 /// Asks a stranger to go, whatever it does: of the uid with most of them the one that has been here
-/// longest. For another stranger, only if that uid then still has as many as the newcomer's.
+/// longest. For another stranger, only if that uid then still has as many as the newcomer's, or if
+/// it does nothing.
 fn replace_stranger(open: &HashMap<u32, Vec<Arc<Slot>>>, newcomer: Option<u32>) -> bool {
     let staying = |slots| strangers(slots).filter(|slot| !slot.is_leaving());
     let own = newcomer.map(|uid| open.get(&uid).map_or(0, |slots| staying(slots).count()));
     let most = open.values().max_by_key(|slots| staying(slots).count());
-    let Some(most) = most.filter(|slots| own.is_none_or(|own| staying(slots).count() > own + 1))
-    else {
-        return false;
+    let fair = most.filter(|slots| own.is_none_or(|own| staying(slots).count() > own + 1));
+    // Nothing is taken from one that does nothing: a probe that keeps its connection open must not
+    // keep the next one out.
+    let idle = || {
+        open.values()
+            .filter(|slots| own.is_some_and(|own| staying(slots).count() > own))
+            .flat_map(|slots| staying(slots))
+            .find(|slot| slot.activity.doing() == Doing::Nothing)
     };
-    staying(most).next().is_some_and(|slot| {
+    let leaves = fair.and_then(|slots| staying(slots).next()).or_else(idle);
+    leaves.is_some_and(|slot| {
         slot.order(Order::Evict);
         true
     })
@@ -263,6 +270,10 @@ impl Slot {
     fn order(&self, order: Order) {
         self.orders.fetch_or(order as u8, Relaxed);
         self.called.notify_one();
+    }
+
+    pub(super) fn is_stranger(&self) -> bool {
+        self.stranger.load(Relaxed)
     }
 
     fn is_leaving(&self) -> bool {

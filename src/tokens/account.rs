@@ -6,17 +6,21 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared as Joint},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Served, Shared, Snapshot, TokenWatch, consent,
+    FIRST_TOKEN_WAIT, Served, Shared, Snapshot, TokenWatch, consent,
     entry::{Entry, Failure, Verdict},
     keeper::Keeper,
     keys::{Found, Keys},
@@ -98,11 +102,11 @@ impl Account {
         let mut wanted = None;
         loop {
             let entry = self.entry(scope, claims)?;
-            let wanted = *wanted.get_or_insert_with(|| match claims {
+            let number = *wanted.get_or_insert_with(|| match claims {
                 Some(_) => entry.demand(),
                 None => 0,
             });
-            match self.await_verdict(&entry, started, wanted).await {
+            match self.await_verdict(&entry, started, number).await {
                 Verdict::Serve(served) => {
                     if claims.is_some() {
                         // The resource refused what the plain key holds.
@@ -111,7 +115,15 @@ impl Account {
                     return Ok(served);
                 }
                 Verdict::Fail(report) => return Err(report),
-                Verdict::Closed | Verdict::Wait { .. } => {}
+                Verdict::Closed | Verdict::Wait { .. } => {
+                    // The key was taken out: the next one counts from the beginning. Not for ever,
+                    // and not at once, should each end as soon as it is made.
+                    wanted = None;
+                    if self.shared.clock.now().since(started) >= FIRST_TOKEN_WAIT {
+                        return Err(worker::closed());
+                    }
+                    sleep(CLOSED_PAUSE).await;
+                }
             }
         }
     }
@@ -175,7 +187,7 @@ impl Account {
     pub async fn assertion(self: &Arc<Self>) -> Result<Arc<Assertion>, AssertionError> {
         let fetch = {
             let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
-            match fetching.as_ref().filter(|fetch| fetch.peek().is_none()) {
+            match fetching.as_ref() {
                 Some(fetch) => fetch.clone(),
                 None => {
                     let fetch = self.spawn_fetch();
@@ -190,11 +202,18 @@ impl Account {
     fn spawn_fetch(self: &Arc<Self>) -> SharedFetch {
         let account = Arc::clone(self);
         let fetch = self.shared.tasks.spawn(async move {
-            tokio::select! {
+            let fetched = tokio::select! {
                 biased;
                 () = account.stop.cancelled() => Err(worker::stopping_assertion()),
                 fetched = account.keeper.get(&account.trust.assertion) => fetched,
-            }
+            };
+            // Whoever asks from now on asks anew, also when nobody saw this one's end. The lock is
+            // held by whoever started it until it is stored.
+            *account
+                .fetching
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = None;
+            fetched
         });
         // The task is not aborted, so an error is a panic in the source.
         let fetch = async {
@@ -375,6 +394,8 @@ impl Account {
 }
 
 const FLIGHTS_PER_ACCOUNT: usize = 8;
+/// How long a caller lets a key be that was taken out under it.
+const CLOSED_PAUSE: Duration = Duration::from_millis(10);
 
 impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

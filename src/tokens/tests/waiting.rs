@@ -225,6 +225,14 @@ async fn many_who_look_at_the_svid_cause_one_fetch() {
     sleep(MIN).await;
     assert!(world.account.assertion().await.is_ok(), "and it went on");
     assert_eq!(world.fetches(), 1);
+
+    // An end that nobody saw is not the answer of the next hour.
+    world.spire_fails(Some(AssertionErrorKind::Denied));
+    sleep(MIN * 60).await;
+    assert!(timeout(SEC / 10, world.account.assertion()).await.is_err());
+    sleep(MIN * 60).await;
+    world.spire_fails(None);
+    assert!(world.account.assertion().await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
