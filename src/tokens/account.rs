@@ -110,7 +110,7 @@ impl Account {
                 Verdict::Serve(served) => {
                     if claims.is_some() {
                         // The resource refused what the plain key holds.
-                        self.supersede(scope);
+                        self.keys.supersede(scope);
                     }
                     return Ok(served);
                 }
@@ -349,15 +349,6 @@ impl Account {
     pub(super) fn close(&self) {
         self.stop.cancel();
         self.keys.close();
-    }
-
-    /// A challenge was answered: what the plain key holds has been refused by its resource.
-    fn supersede(&self, scope: &Scope) {
-        if let Some(entry) = self.keys.plain(scope) {
-            entry.demand();
-            entry.state.send_modify(|state| state.token = None);
-            entry.want.notify_one();
-        }
     }
 
     /// Notes an exchange that worked.

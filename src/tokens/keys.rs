@@ -99,6 +99,16 @@ impl Keys {
         empty
     }
 
+    /// Replaces the token of the plain key: a challenge was answered, so its resource has refused
+    /// what it holds.
+    pub(super) fn supersede(&self, scope: &Scope) {
+        if let Some(entry) = self.plain(scope) {
+            entry.demand();
+            entry.state.send_modify(|state| state.token = None);
+            entry.want.notify_one();
+        }
+    }
+
     /// All keys.
     pub(super) fn all(&self) -> Vec<Arc<Entry>> {
         let maps = self.read();
