@@ -448,6 +448,24 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_that_keeps_its_connection_keeps_no_other_out() {
+        let gate = gate();
+        let caps = Caps::new(100, 1024, Standing::Stranger);
+        let uids = 100..100 + u32::try_from(STRANGERS).unwrap();
+        let held: Vec<_> = uids.map(|uid| gate.admit(uid, caps).unwrap()).collect();
+        // Each of another uid, and in the middle of something.
+        assert_eq!(gate.admit(99, caps).unwrap_err(), Crowded::Strangers);
+        // One has had its answer, and waits for the next question.
+        held[3].slot().activity.request(false);
+        let _next = gate.admit(99, caps).unwrap();
+        let gone = held.iter().map(|permit| permit.slot().take(Order::Evict));
+        assert_eq!(
+            gone.collect::<Vec<_>>().iter().position(|gone| *gone),
+            Some(3)
+        );
+    }
+
+    #[test]
     fn strangers_who_come_and_go_leave_places_for_admins() {
         let gate = gate();
         let known = Caps {
