@@ -27,6 +27,46 @@ struct Slot<F> {
     fault: F,
 }
 
+/// Arms faults on one server: for one of its clients or for all.
+#[derive(Clone, Debug)]
+pub struct Faults<F> {
+    pub(crate) board: Board<F>,
+    pub(crate) scope: Option<String>,
+}
+
+impl<F: Clone> Faults<F> {
+    /// Arms any fault.
+    #[allow(
+        clippy::must_use_candidate,
+        reason = "called for its effect as often as not"
+    )]
+    pub fn arm(&self, fault: F) -> Armed<F> {
+        self.board.arm(self.scope.as_deref(), fault)
+    }
+
+    /// Ends every fault of the server, whomever it concerns.
+    pub fn clear(&self) {
+        self.board.clear();
+    }
+}
+
+/// A method for each fault that has a name: `faults().throttle(Some(60))`. Where it is used, `Faults`
+/// and `Armed` are in scope, and `Fault` is that server's.
+macro_rules! shorthands {
+    ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) => $fault:expr;)*) => {
+        impl Faults {
+            $(
+                $(#[$doc])*
+                #[allow(clippy::must_use_candidate, reason = "called for its effect as often as not")]
+                pub fn $name(&self, $($argument: $type),*) -> Armed<Fault> {
+                    self.arm($fault)
+                }
+            )*
+        }
+    };
+}
+pub(crate) use shorthands;
+
 /// A fault that has been armed: it holds until it is cleared, or for so many [`times`](Self::times).
 /// Dropping the handle leaves the fault armed.
 #[derive(Debug)]

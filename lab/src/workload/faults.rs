@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::Code;
 
-use crate::faults::{Armed, Board};
+use crate::faults::{Armed, shorthands};
 
 /// One fault of `FetchJWTSVID`.
 #[derive(Clone, Debug)]
@@ -60,41 +60,7 @@ impl Fault {
 }
 
 /// Arms faults for one SPIFFE ID or for all.
-#[derive(Clone, Debug)]
-pub struct Faults {
-    pub(super) board: Board<Fault>,
-    pub(super) scope: Option<String>,
-}
-
-impl Faults {
-    /// Arms any fault.
-    #[allow(
-        clippy::must_use_candidate,
-        reason = "called for its effect as often as not"
-    )]
-    pub fn arm(&self, fault: Fault) -> Armed<Fault> {
-        self.board.arm(self.scope.as_deref(), fault)
-    }
-
-    /// Ends every fault of the server, whomever it concerns.
-    pub fn clear(&self) {
-        self.board.clear();
-    }
-}
-
-macro_rules! shorthands {
-    ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) => $fault:expr;)*) => {
-        impl Faults {
-            $(
-                $(#[$doc])*
-                #[allow(clippy::must_use_candidate, reason = "called for its effect as often as not")]
-                pub fn $name(&self, $($argument: $type),*) -> Armed<Fault> {
-                    self.arm($fault)
-                }
-            )*
-        }
-    };
-}
+pub type Faults = crate::faults::Faults<Fault>;
 
 shorthands! {
     /// `Unavailable`, as an agent that cannot attest its caller says.
