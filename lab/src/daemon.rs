@@ -374,3 +374,38 @@ const SOCKET: &str = "spiffe-entra.sock";
 const DEADLINE: Duration = Duration::from_secs(15);
 /// How much of the log is shown when something is wrong.
 const TAIL: usize = 12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_does_not_show_its_token() {
+        let answer = Answer {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Bytes::from_static(br#"{"access_token":"s3cret"}"#),
+            took: Duration::ZERO,
+        };
+        assert_eq!(answer.json()["access_token"], "s3cret");
+        assert!(!format!("{answer:?}").contains("s3cret"));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_ends_is_told_with_what_it_said() {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "echo no such luck >&2; exit 3", "sh"]);
+        let mut daemon = Daemon::start_as(shell, "socket = '{socket}'").unwrap();
+        let config = fs::read_to_string(daemon.config()).unwrap();
+        assert_eq!(config, format!("socket = '{}'", daemon.socket().display()));
+        let folder = daemon.folder.path().to_owned();
+        match daemon.ready().await {
+            Err(DaemonError::Ended { status, log }) => {
+                assert_eq!((status.code(), log.as_str()), (Some(3), "no such luck"));
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(daemon);
+        assert!(!folder.exists());
+    }
+}

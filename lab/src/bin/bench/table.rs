@@ -51,7 +51,7 @@ impl Table {
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{:<44} {:>10} {:<14} {:<9} ", "", "measured", "", "goal")?;
+        writeln!(f, "{:<52} {:>9} {:<14} goal", "", "measured", "")?;
         for row in &self.rows {
             let goal = row.goal.map_or_else(String::new, |goal| goal.to_string());
             let verdict = match row.met() {
@@ -62,7 +62,7 @@ impl std::fmt::Display for Table {
             let Row {
                 name, value, unit, ..
             } = row;
-            writeln!(f, "{name:<44} {value:>10.2} {unit:<14} {goal:<9} {verdict}")?;
+            writeln!(f, "{name:<52} {value:>9.2} {unit:<14} {goal:<8} {verdict}")?;
             if !row.note.is_empty() {
                 writeln!(f, "    {}", row.note)?;
             }
