@@ -19,8 +19,8 @@ use super::{Failure, setup};
 pub(crate) async fn measure(program: &Path, table: &mut Table) -> Result<(), Failure> {
     let world = setup::world().await?;
     // One more: the first request opens the connections.
-    let ours = setup::identities(&world, "ours", REQUESTS + 1)?;
-    let theirs = setup::identities(&world, "bare", REQUESTS + 1)?;
+    let ours = setup::identities(&world, "ours", REQUESTS + 1).await?;
+    let theirs = setup::identities(&world, "bare", REQUESTS + 1).await?;
     let mut daemon = Daemon::start(program, &setup::config(&world, &ours))?;
     daemon.ready().await?;
     let mut connection = Connection::open(&daemon.socket()).await?;

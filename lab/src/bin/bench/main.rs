@@ -19,11 +19,13 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use lab::daemon;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
 
 mod bare_server;
 mod cold;
@@ -78,6 +80,15 @@ enum Failure {
     Io(#[from] io::Error),
     #[error("{0}")]
     Odd(String),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Options {
+    /// How many slices of this length make a round.
+    fn slices(&self, slice: Duration) -> usize {
+        (self.seconds / slice.as_secs_f64()).ceil() as usize
+    }
 }
 
 /// Where the server and the load run.
@@ -104,6 +115,17 @@ fn main() -> ExitCode {
 // Daemons must be started by the main thread: they are killed when the thread that started them ends.
 #[tokio::main]
 async fn run(options: &Options) -> Result<(), Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    // Whatever is dropped half way ends its processes and removes its folders.
+    tokio::select! {
+        outcome = measure(options) => outcome,
+        _ = interrupt.recv() => Err(Failure::Interrupted),
+        _ = terminate.recv() => Err(Failure::Interrupted),
+    }
+}
+
+async fn measure(options: &Options) -> Result<(), Failure> {
     let program = match &options.program {
         Some(program) => program.clone(),
         None => daemon::beside_us("spiffe-entra")?,

@@ -23,7 +23,7 @@ pub(crate) async fn measure(program: &Path, table: &mut Table) -> Result<(), Fai
 /// One identity, one token, and a thousand requests for it.
 async fn one(program: &Path, table: &mut Table) -> Result<(), Failure> {
     let world = setup::world().await?;
-    let identities = setup::identities(&world, "one", 1)?;
+    let identities = setup::identities(&world, "one", 1).await?;
     let daemon = start(program, &setup::config(&world, &identities)).await?;
     let target = setup::target(&identities[0].name, setup::RESOURCE);
     let mut connection = Connection::open(&daemon.socket()).await?;
@@ -55,7 +55,7 @@ async fn many(
     table: &mut Table,
 ) -> Result<(), Failure> {
     let world = setup::world().await?;
-    let identities = setup::identities(&world, "many", identities)?;
+    let identities = setup::identities(&world, "many", identities).await?;
     let resources = setup::resources(&world, resources);
     let daemon = start(program, &setup::config(&world, &identities)).await?;
     let targets: Vec<_> = identities

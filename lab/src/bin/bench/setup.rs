@@ -28,13 +28,15 @@ pub(crate) async fn world() -> Result<World, Failure> {
 }
 
 /// Identities `PREFIX-0` and so on, each with its application and its credential.
-pub(crate) fn identities(
+pub(crate) async fn identities(
     world: &World,
     prefix: &str,
     count: usize,
 ) -> Result<Vec<Identity>, Failure> {
     let mut identities = Vec::with_capacity(count);
     for number in 0..count {
+        // Ten thousand take their time, in which an interrupt should not have to wait.
+        tokio::task::yield_now().await;
         let name = format!("{prefix}-{number}");
         let spiffe_id = format!("spiffe://example.org/bench/{name}");
         let identity = world.identity(&spiffe_id).name(&name).ttl(SVID_TTL).add()?;

@@ -11,7 +11,7 @@ use super::{Failure, setup};
 pub(crate) async fn measure(program: &Path, table: &mut Table) -> Result<(), Failure> {
     let world = setup::world().await?;
     for (count, starts, goal) in [(1, 10, Some(Goal::AtMost(50.0))), (10_000, 3, None)] {
-        let identities = setup::identities(&world, &format!("start{count}"), count)?;
+        let identities = setup::identities(&world, &format!("start{count}"), count).await?;
         let config = setup::config(&world, &identities);
         let mut times = Vec::new();
         for _ in 0..starts {

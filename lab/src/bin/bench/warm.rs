@@ -2,12 +2,13 @@
 //! the other.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use lab::daemon::{Connection, Daemon, pin, tied};
 use serde_json::json;
+use tokio::sync::oneshot;
 
 use super::bare_server::BareServer;
 use super::load::{Generator, Load, Plan};
@@ -21,7 +22,7 @@ pub(crate) async fn measure(
     table: &mut Table,
 ) -> Result<(), Failure> {
     let world = setup::world().await?;
-    let identities = setup::identities(&world, "warm", 1)?;
+    let identities = setup::identities(&world, "warm", 1).await?;
     let config = setup::config(&world, &identities);
     let mut daemon = Daemon::start_as(tied(program, Some(cores.server)), &config)?;
     daemon.ready().await?;
@@ -56,18 +57,15 @@ pub(crate) async fn measure(
             connections,
             ..plan.clone()
         };
-        let rounds = thread::scope(|scope| {
-            // A thread of its own: the core is for this alone.
-            let rounds = scope.spawn(|| {
-                pin(cores.load).map_err(io::Error::from)?;
-                let ours = Generator::connect(&daemon.socket(), daemon.pid(), &plan)?;
-                let limit = Generator::connect(&bare.socket(), bare.pid(), &plan)?;
-                rounds(options, ours, limit)
-            });
-            rounds
-                .join()
-                .unwrap_or_else(|_panic| Err(io::Error::other("the load panicked")))
-        })?;
+        let servers = [(daemon.socket(), daemon.pid()), (bare.socket(), bare.pid())];
+        let (done, rounds) = oneshot::channel();
+        let (rounds_of, slices) = (options.rounds, options.slices(SLICE));
+        // A thread of its own: the core is for this alone.
+        thread::spawn(move || {
+            // Nobody waits any more when the run was interrupted.
+            let _ = done.send(load(cores.load, servers, &plan, rounds_of, slices));
+        });
+        let rounds = rounds.await.map_err(io::Error::other)??;
         report(connections, &rounds, table);
     }
     let memory = proc::memory(daemon.pid())?;
@@ -93,22 +91,30 @@ fn head(answer: &lab::daemon::Answer) -> Vec<(String, usize)> {
 /// What was seen of the product and of the bare server.
 type Round = (Load, Load);
 
-/// In slices, and in turn: whatever else the machine does concerns both.
-fn rounds(options: &Options, mut ours: Generator, mut limit: Generator) -> io::Result<Vec<Round>> {
+/// Loads both, in slices and in turn: whatever else the machine does concerns both.
+fn load(
+    core: usize,
+    servers: [(PathBuf, u32); 2],
+    plan: &Plan,
+    rounds: usize,
+    slices: usize,
+) -> io::Result<Vec<Round>> {
+    pin(core).map_err(io::Error::from)?;
+    let [ours, limit] = servers.map(|(socket, pid)| Generator::connect(&socket, pid, plan));
+    let (mut ours, mut limit) = (ours?, limit?);
     for generator in [&mut ours, &mut limit] {
         generator.run(WARM_UP, &mut Load::default())?;
     }
-    let slices = (options.seconds / SLICE.as_secs_f64()).ceil() as usize;
-    let mut rounds = Vec::new();
-    for _ in 0..options.rounds {
+    let mut seen = Vec::new();
+    for _ in 0..rounds {
         let mut round = Round::default();
         for _ in 0..slices {
             ours.run(SLICE, &mut round.0)?;
             limit.run(SLICE, &mut round.1)?;
         }
-        rounds.push(round);
+        seen.push(round);
     }
-    Ok(rounds)
+    Ok(seen)
 }
 
 fn report(connections: usize, rounds: &[Round], table: &mut Table) {
